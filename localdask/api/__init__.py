@@ -1,0 +1,1 @@
+"""What a user holds: clusters, clients, futures."""

@@ -1,0 +1,62 @@
+"""What a client's address means: a name, "auto", or a socket's path, and the cluster that it finds.
+
+Called by ``Client`` and the command line. It looks at the doors in this user's runtime folder
+(``system/sockets.py``) and never at process ids.
+"""
+
+from __future__ import annotations
+
+import time
+
+from localdask.errors import ClusterNotFoundError, UsageError
+from localdask.system.sockets import DoorEntry, find_doors
+
+__all__ = ["find_cluster", "list_clusters", "socket_path"]
+
+
+def list_clusters() -> list[DoorEntry]:
+    """Return this user's running clusters, oldest first."""
+    return [entry for entry in find_doors() if entry.is_alive]
+
+
+def socket_path(address: str) -> str:
+    """Return the socket that an address means.
+
+    Raises ``ClusterNotFoundError``, which lists what runs, and ``UsageError`` for an address of another kind.
+    """
+    kind, mark, rest = address.partition("://")
+    if mark:
+        if kind == "unix":
+            return rest
+        if kind == "local":
+            return find_cluster(rest.partition("/")[0]).path
+        raise UsageError(
+            f"Client({address!r}): localdask reaches clusters on this machine; localdask.connect({address!r}) reaches a Dask cluster"
+        )
+    return address if "/" in address else find_cluster(address).path
+
+
+def find_cluster(name: str | None) -> DoorEntry:
+    """Return the running cluster of that name; without one, or for ``"auto"``, the only one that was given a name."""
+    running = list_clusters()
+    if name is None or name == "auto":
+        named = [entry for entry in running if entry.is_named]
+        if len(named) == 1:
+            return named[0]
+        if not named:
+            raise ClusterNotFoundError(
+                f"no cluster with a name runs; start one with 'localdask up' or LocalCluster(name=…){_listing(running)}"
+            )
+        raise ClusterNotFoundError(f"{len(named)} clusters run: say which one{_listing(named)}")
+    for entry in running:
+        if entry.name == name:
+            return entry
+    raise ClusterNotFoundError(f"no cluster called {name!r} runs{_listing(running) or '; start one with localdask up'}")
+
+
+def _listing(entries: list[DoorEntry]) -> str:
+    if not entries:
+        return ""
+    now = time.time()
+    rows = [f"  {entry.name}  pid {entry.pid}, up {max(0.0, now - entry.started_at):.0f} s, {entry.address}" for entry in entries]
+    return "; there is:\n" + "\n".join(rows)

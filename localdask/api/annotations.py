@@ -1,0 +1,134 @@
+"""How tasks that are submitted here are to run, beyond what ``submit``'s own keywords say.
+
+``submit`` hands keywords that it does not know to the function, so an option that Dask
+does not have cannot be one of them: it is given for a block of code. Nothing is sent from
+here; ``Client`` reads what holds at each submission.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
+from typing import Any
+
+from localdask.api.control import worker_names
+from localdask.api.futures import parse_timeout
+from localdask.errors import UsageError
+from localdask.messages import Function, TaskSpec
+from localdask.system import codec
+
+#: What holds here: the options of every block around, the innermost last. None costs nothing.
+present: ContextVar[dict[str, Any] | None] = ContextVar("localdask-annotations", default=None)
+
+_KNOWN = ("timeout", "retry_on", "retries", "priority", "workers", "resources", "allow_other_workers")
+
+
+@contextlib.contextmanager
+def annotate(**options: Any) -> Iterator[None]:
+    """Give options to all tasks that are submitted in the block, as ``dask.annotate`` does.
+
+    What a call of ``submit`` or ``map`` says itself goes first. Blocks may be nested; the
+    innermost goes first.
+
+    Parameters
+    ----------
+    timeout : float or str
+        Seconds (or ``"2 s"``, ``"5m"``) that one run of a task may take. The task is then interrupted, as
+        Ctrl-C would, and fails with ``TaskTimeoutError``, which is a ``TimeoutError``; a task
+        that does not stop within half a second has its worker replaced.
+    retry_on : exception class or tuple of them
+        The errors after which a task with ``retries`` runs again; any by default.
+    retries, priority, workers, resources, allow_other_workers
+        As for ``submit``.
+
+    Raises
+    ------
+    UsageError
+        There is no such option, or its value makes no sense.
+
+    Examples
+    --------
+    >>> with annotate(timeout=2.0, retries=3, retry_on=(OSError, TimeoutError)):  # doctest: +SKIP
+    ...     pages = client.map(fetch, urls)
+    """
+    unknown = [name for name in options if name not in _KNOWN]
+    if unknown:
+        raise UsageError(f"annotate({unknown[0]}=…): there is no such option; there are {', '.join(_KNOWN)}")
+    if "timeout" in options:
+        options["timeout"] = _checked_limit(options["timeout"])
+    if "retry_on" in options:
+        options["retry_on"] = _checked_errors(options["retry_on"])
+    token = present.set({**(present.get() or {}), **options})
+    try:
+        yield
+    finally:
+        present.reset(token)
+
+
+class TaskOptions:
+    """How a task is to run: what the keywords of ``submit`` say, else what the blocks around it say."""
+
+    __slots__ = ("allow_other_workers", "is_default", "limits", "priority", "resources", "retries", "workers")
+
+    def __init__(
+        self,
+        workers: Any = None,
+        allow_other_workers: bool = False,
+        resources: Mapping[str, float] | None = None,
+        retries: int | None = None,
+        priority: float = 0,
+    ) -> None:
+        here = present.get() or {}
+        workers = here.get("workers") if workers is None else workers
+        allow_other_workers = allow_other_workers or here.get("allow_other_workers", False)
+        if allow_other_workers and not workers:
+            raise ValueError("allow_other_workers=True goes with workers=…; without it every worker is allowed already")
+        self.workers = worker_names(workers)
+        self.allow_other_workers = allow_other_workers
+        resources = here.get("resources") if resources is None else resources
+        self.resources = tuple(sorted((name, float(amount)) for name, amount in (resources or {}).items()))
+        self.retries = int((here.get("retries") if retries is None else retries) or 0)
+        self.priority = priority or here.get("priority", 0)
+        self.limits = _limits(here)
+        self.is_default = not (self.workers or self.resources or self.retries or self.priority or self.limits)
+
+    def spec(self, key: str, function: Function, arguments: bytes, dependencies: tuple[str, ...]) -> TaskSpec:
+        """Return a task that is to run so."""
+        if self.is_default:
+            return TaskSpec(key, function, arguments, dependencies)
+        return TaskSpec(
+            key,
+            function,
+            arguments,
+            dependencies,
+            self.retries,
+            self.priority,
+            self.workers,
+            self.allow_other_workers,
+            self.resources,
+            self.limits,
+        )
+
+
+def _limits(options: dict[str, Any]) -> tuple[float, bytes] | None:
+    """Return what ``TaskSpec.limits`` is under these options."""
+    limit_s, errors = options.get("timeout") or 0.0, options.get("retry_on")
+    if not limit_s and errors is None:
+        return None
+    return limit_s, b"" if errors is None else codec.dumps(errors, "retry_on")
+
+
+def _checked_limit(timeout: Any) -> float:
+    seconds = parse_timeout(timeout)
+    if seconds is not None and seconds <= 0:
+        raise UsageError(f"annotate(timeout={timeout!r}): give seconds above 0, or None for no limit")
+    return seconds or 0.0
+
+
+def _checked_errors(errors: Any) -> tuple[type[BaseException], ...]:
+    classes = errors if isinstance(errors, (tuple, list, set, frozenset)) else (errors,)
+    for known in classes:
+        if not (isinstance(known, type) and issubclass(known, BaseException)):
+            raise UsageError(f"annotate(retry_on={errors!r:.80}): give exception classes, like (OSError, TimeoutError)")
+    return tuple(classes)

@@ -1,0 +1,64 @@
+"""What a cluster is asked for, checked before anything of it exists.
+
+Called by ``api/cluster.py`` in the user's process. Preloads are read here, once, which
+runs nothing of them.
+"""
+
+from __future__ import annotations
+
+import operator
+import os
+import re
+from typing import TYPE_CHECKING, Any
+
+from localdask import sizing
+from localdask.errors import StartError, UsageError
+
+if TYPE_CHECKING:
+    from localdask.preloads.sources import Source
+    from localdask.state.lifetimes import Lifetime
+
+__all__ = ["check_arguments", "read_lifetime", "read_preloads"]
+
+
+def check_arguments(name: Any, start_method: str, processes: bool, preload_nanny: Any) -> None:
+    """Refuse what makes no sense, or not here."""
+    if os.name != "posix":
+        raise StartError("localdask starts processes by fork and Unix sockets: on Windows, run it in WSL")
+    if name and (not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name)):
+        raise UsageError(f"name={name!r}; a cluster's name is letters, digits, '.', '-' and '_' (the number of workers is n_workers=)")
+    if start_method not in ("fork", "spawn"):
+        raise UsageError(f"start_method={start_method!r}; it is 'fork' or 'spawn'")
+    if not processes and preload_nanny:
+        raise UsageError(
+            "preload_nanny goes with processes: processes=False has no nannies; give it as preload, or leave processes=False out"
+        )
+
+
+def read_lifetime(duration: Any, stagger: Any, restart: bool | None, tasks: int | None) -> Lifetime:
+    """Return how long workers live, and how many tasks they run: as given, else as configuration says."""
+    from localdask import config  # noqa: PLC0415 - only a cluster that is made needs it
+    from localdask.state.lifetimes import check_lifetime  # noqa: PLC0415
+
+    given = {"duration": duration, "stagger": stagger, "restart": restart, "tasks": tasks}
+    known = {key: config.get(f"worker.lifetime.{key}", None) if value is None else value for key, value in given.items()}
+    seconds = {key: None if known[key] is None else sizing.parse_duration(known[key]) for key in ("duration", "stagger")}
+    try:
+        n_tasks = None if known["tasks"] is None else operator.index(known["tasks"])
+    except TypeError:
+        raise UsageError(f"lifetime_tasks={known['tasks']!r}; it is a whole number of tasks (worker.lifetime.tasks)") from None
+    return check_lifetime(seconds["duration"], seconds["stagger"] or 0.0, bool(known["restart"]), n_tasks)
+
+
+def read_preloads(role: str, specs: Any, argv: Any, *, allow_url: bool = False, trust: bool = False) -> list[Source]:
+    """Return a role's preloads: those given, else those that configuration names."""
+    if not specs:
+        from localdask import config  # noqa: PLC0415 - only a cluster or client that is made needs it
+
+        configured = config.preloads(role)
+        if not configured.specs:
+            return []
+        specs, argv = configured.specs, configured.argv
+    from localdask.preloads.sources import read_sources  # noqa: PLC0415 - many clusters and most clients have no preloads
+
+    return read_sources(specs, argv or (), role=role, allow_url=allow_url, trust=trust)

@@ -1,0 +1,108 @@
+"""What the things by which tasks and clients coordinate themselves have in common: a name, and how they ask.
+
+Each lives at the scheduler under its name, and its objects, in any client or task, are
+only handles: they pickle by name. Whoever waits for one waits for the scheduler's one answer.
+Whether it came in time is decided there; a wait that an interrupt or a cancellation ends
+here is taken back there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from localdask.api.asking import Answer
+from localdask.api.asynchronous import in_loop
+from localdask.api.client import Client, get_client
+from localdask.errors import UsageError
+
+__all__ = ["Coordinated", "Undo", "value_of"]
+
+T = TypeVar("T")
+#: What takes back the question of that number, whose answer nobody takes.
+Undo = Callable[[Client, int], object]
+
+#: So long a task waits in its slot, in seconds: an answer that is there at once is not worth giving the slot to another task.
+PATIENCE_S = 0.02
+
+
+def _no_undo(client: Client, request: int) -> None:
+    return None
+
+
+class Coordinated:
+    """A handle of something named at the scheduler.
+
+    Attributes
+    ----------
+    name : str
+        What all who share it call it.
+    """
+
+    def __init__(self, name: str | None = None, client: Client | None = None) -> None:
+        self.name = name or f"{type(self).__name__.lower()}-{os.urandom(16).hex()}"
+        self._client = client
+
+    @property
+    def client(self) -> Client:
+        """The client that it asks: the one it was given, else the current one."""
+        client: Any = self._client if self._client is not None else get_client()
+        if not isinstance(client, Client):  # that of a Dask cluster, which ``connect`` gave
+            kind = type(self).__name__
+            raise UsageError(
+                f"localdask.{kind} works on clusters of localdask, and this client is of {type(client).__module__}: use its own {kind}"
+            )
+        return client
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.name,)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self.name}>"
+
+    def _do(self, what: str, *arguments: Any, then: Callable[[Client, Answer], T], undo: Undo = _no_undo) -> Any:
+        """Return what ``then`` makes of the scheduler's answer; an awaitable of it for a client of coroutines."""
+        client = self.client
+        if client.asynchronous and in_loop():
+            return self._do_soon(what, *arguments, then=then, undo=undo)
+        answer = client._ask_nowait(what, *arguments)
+        try:
+            if not answer.wait(PATIENCE_S):
+                with client._link.blocking():
+                    answer.wait(None)
+            return then(client, answer)
+        except BaseException:
+            client._withdraw(answer)
+            undo(client, answer.request)
+            raise
+
+    async def _do_soon(self, what: str, *arguments: Any, then: Callable[[Client, Answer], T], undo: Undo = _no_undo) -> T:
+        """As ``_do``, in a coroutine of any client."""
+        import asyncio  # noqa: PLC0415 - only asynchronous users pay for it
+
+        loop = asyncio.get_running_loop()
+        came = asyncio.Event()
+
+        def wake(answer: Answer) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop was closed: nobody awaits it
+                loop.call_soon_threadsafe(came.set)
+
+        client = self.client
+        answer = client._ask_nowait(what, *arguments)
+        try:
+            with client._link.lock:
+                answer.watch(wake)
+            with client._link.blocking():
+                await came.wait()
+            return then(client, answer)
+        except BaseException:
+            client._withdraw(answer)
+            undo(client, answer.request)
+            raise
+
+
+def value_of(client: Client, answer: Answer) -> Any:
+    """Return what was answered, as it is."""
+    return answer.value()

@@ -1,0 +1,671 @@
+"""Futures: what a task's value will be, and the ways to wait for it.
+
+A ``Future`` is a handle; all handles of one key in one client share a ``FutureState``,
+which the client's link changes as the scheduler speaks. When the last handle goes, the
+client releases the key. Lives in the process that submitted, and in tasks that do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator
+from queue import Empty, SimpleQueue
+from types import TracebackType
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+
+from localdask.preloads.standins import real_distributed
+from localdask.sizing import parse_duration
+from localdask.system import codec
+
+R = TypeVar("R")
+T = TypeVar("T")
+
+PENDING = "pending"
+FINISHED = "finished"
+ERROR = "error"
+CANCELLED = "cancelled"
+LOST = "lost"
+
+#: How long a thread for callbacks waits for more, in seconds, before it ends.
+CALLBACKS_IDLE_S = 1.0
+
+
+def parse_timeout(timeout: float | str | None) -> float | None:
+    """Return seconds for ``5``, ``"5s"``, ``"100 ms"`` or ``"2 min"``; None stays None."""
+    return parse_duration(timeout) if isinstance(timeout, str) else timeout
+
+
+class FutureState:
+    """What one client knows of one key. Changed only under the link's lock."""
+
+    __slots__ = (
+        "__weakref__",
+        "error",
+        "fetching",
+        "is_gone",
+        "keeps",
+        "key",
+        "message",
+        "nbytes",
+        "payload",
+        "reason",
+        "released",
+        "status",
+        "type_name",
+        "watchers",
+    )
+
+    def __init__(self, key: str, released: Any) -> None:
+        self.key = key
+        self.status = PENDING
+        self.payload: Any = None
+        self.nbytes = 0
+        self.type_name = ""
+        self.error: Any = None
+        self.reason = ""
+        self.message = ""
+        self.fetching = False
+        self.is_gone = False
+        #: What lives as long as this does: the task's large arguments.
+        self.keeps: tuple[Any, ...] = ()
+        #: Objects with ``notify(state)``, told once when the key is done or its value has come.
+        self.watchers: list[Any] | None = None
+        self.released = released
+
+    def __del__(self) -> None:
+        # May run anywhere, also within a transition: only an append that needs no lock.
+        # Weak references still see the object until this returns, so it says itself that it is gone.
+        self.is_gone = True
+        self.released(self.key)
+
+    def tell_watchers(self) -> None:
+        """Notify and forget everybody who waits. Under the link's lock."""
+        watchers, self.watchers = self.watchers, None
+        _expected.discard(self)
+        if watchers:
+            for watcher in watchers:
+                watcher.notify(self)
+
+    def watch(self, watcher: Any) -> None:
+        """Add a watcher. Under the link's lock."""
+        if self.watchers is None:
+            self.watchers = [watcher]
+        else:
+            self.watchers.append(watcher)
+
+    def expect(self, watcher: Any) -> None:
+        """Add a watcher, and stay until it is told: a callback may be all that is left of a future. Under the link's lock."""
+        _expected.add(self)
+        self.watch(watcher)
+
+
+#: The states that are to tell of themselves, whoever else holds them.
+_expected: set[FutureState] = set()
+
+
+class Waiter:
+    """Wakes one thread when ``n`` states are done, or (``eager``) when the first has failed."""
+
+    __slots__ = ("eager", "lock", "n", "ring")
+
+    def __init__(self, n: int, eager: bool = False) -> None:
+        self.n = n
+        self.eager = eager
+        #: Wakes the thread where it waits for something else as well.
+        self.ring: Callable[[], None] | None = None
+        self.lock = threading.Lock()
+        self.lock.acquire()
+
+    def notify(self, state: FutureState) -> None:
+        self.n -= 1
+        if (self.n == 0 or (self.eager and state.status != FINISHED)) and self.lock.locked():
+            self.lock.release()
+            if self.ring is not None:
+                self.ring()
+
+    @property
+    def is_done(self) -> bool:
+        """Whether ``wait`` would return at once."""
+        return not self.lock.locked()
+
+    def wait(self, timeout: float | None) -> bool:
+        """Wait until it is done; return whether it was in time."""
+        return self.lock.acquire(timeout=-1 if timeout is None else min(max(timeout, 0), threading.TIMEOUT_MAX))
+
+
+class LoopWaiter:
+    """Wakes a coroutine of the running loop when ``n`` states are done, or (``eager``) when the first has failed."""
+
+    __slots__ = ("eager", "event", "loop", "n")
+
+    def __init__(self, n: int, eager: bool = False) -> None:
+        import asyncio  # noqa: PLC0415 - only asynchronous users pay for it
+
+        self.n = n
+        self.eager = eager
+        self.loop = asyncio.get_running_loop()
+        self.event = asyncio.Event()
+
+    def notify(self, state: FutureState) -> None:
+        """Take in that a state is done. Under the link's lock."""
+        self.n -= 1
+        if self.n == 0 or (self.eager and state.status != FINISHED):
+            with contextlib.suppress(RuntimeError):  # the loop was closed, and who waited in it is gone
+                self.loop.call_soon_threadsafe(self.event.set)
+
+    async def wait(self, timeout: float | None) -> bool:
+        """Return whether it was woken in time."""
+        import asyncio  # noqa: PLC0415 - only asynchronous users pay for it
+
+        try:
+            await asyncio.wait_for(self.event.wait(), timeout)
+        except asyncio.TimeoutError:
+            return False
+        return True
+
+
+class Callback:
+    """Calls a function, under the link's lock, when a key is done."""
+
+    __slots__ = ("call",)
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self.call = call
+
+    def notify(self, state: FutureState) -> None:
+        self.call()
+
+
+class CallbackThread:
+    """A thread that runs what comes when futures are done; it lives while anything is expected, and a little longer."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._queue: SimpleQueue[tuple[Callable[[Any], Any], Any] | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+        self._n_expected = 0
+
+    def expect(self, n: int = 1) -> None:
+        """Be there for so many calls more."""
+        with self._lock:
+            self._n_expected += n
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+                self._thread.start()
+
+    def submit(self, function: Callable[[Any], Any], argument: Any) -> None:
+        """Have an expected call run, after those that came before. From anywhere; takes no lock."""
+        self._queue.put((function, argument))
+
+    def end(self) -> None:
+        """End now rather than after a while, unless more is expected."""
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            self._queue.put(None)
+            thread.join()
+
+    def _run(self) -> None:
+        while True:
+            try:
+                call = self._queue.get(timeout=None if self._n_expected else CALLBACKS_IDLE_S)
+            except Empty:
+                call = None
+            if call is None:
+                with self._lock:
+                    if not self._n_expected:
+                        self._thread = None
+                        return
+                continue
+            function, argument = call
+            try:
+                function(argument)
+            except BaseException as error:
+                threading.excepthook(threading.ExceptHookArgs((type(error), error, error.__traceback__, threading.current_thread())))
+            del function, argument, call
+            with self._lock:
+                self._n_expected -= 1
+
+
+#: The one thread of a process that runs ``add_done_callback`` functions.
+_callbacks = CallbackThread("localdask-callbacks")
+
+
+class Future(Generic[R]):
+    """The result of a task that runs, or will run, on the cluster.
+
+    Made by ``Client.submit``, ``map`` and ``scatter``; or ``Future(key)`` attaches to a
+    key that the client's cluster already knows. Meanings as in Dask: equality and hash
+    are identity, and the result is kept as long as a future of its key exists.
+
+    Parameters
+    ----------
+    key : str
+        The task's key.
+    client : Client, optional
+        The client it belongs to. The current one by default.
+
+    Examples
+    --------
+    >>> future = client.submit(sum, [1, 2, 3])  # doctest: +SKIP
+    >>> future.result()  # doctest: +SKIP
+    6
+    """
+
+    __slots__ = ("__weakref__", "_client", "_state", "key")
+    __localdask_future__: ClassVar[bool] = True
+    __dask_future__: ClassVar[bool] = True
+
+    def __init__(self, key: str, client: Any = None, _state: FutureState | None = None) -> None:
+        if _state is None:
+            if client is None:
+                client = _current_client()
+            _state = client._attach(key)
+        self.key = key
+        self._client = client
+        self._state = _state
+
+    # ── looking ──────────────────────────────────────────────────────────────
+
+    @property
+    def client(self) -> Any:
+        """The client this future belongs to."""
+        return self._client
+
+    #: Dask's other name of ``client``.
+    executor = client
+
+    @property
+    def status(self) -> str:
+        """``"pending"``, ``"finished"``, ``"error"``, ``"cancelled"`` or ``"lost"``."""
+        return self._state.status
+
+    @property
+    def type(self) -> Any:
+        """The result's type where it is known, else None."""
+        state = self._state
+        if state.status != FINISHED:
+            return None
+        if isinstance(state.payload, bytes):
+            return type(codec.loads(state.payload))
+        return state.type_name or None
+
+    def done(self) -> bool:
+        """Return whether the task finished, failed or was cancelled."""
+        return self._state.status != PENDING
+
+    def cancelled(self) -> bool:
+        """Return whether the task was cancelled."""
+        return self._state.status == CANCELLED
+
+    # ── waiting ──────────────────────────────────────────────────────────────
+
+    def result(self, timeout: float | str | None = None) -> R:
+        """Wait for the task and return its value, a fresh copy at each call.
+
+        Parameters
+        ----------
+        timeout : float or str, optional
+            Seconds, or text as ``"500 ms"``. Waits without end by default.
+
+        Raises
+        ------
+        TimeoutError
+            The task is not done in time; it goes on.
+        FutureCancelledError
+            The task was cancelled.
+        Exception
+            What the task raised, with its type, notes and remote traceback.
+        """
+        value: R = self._client._value_of(self._state, parse_timeout(timeout))
+        return value
+
+    def exception(self, timeout: float | str | None = None) -> BaseException | None:
+        """Wait for the task and return what it raised, or None."""
+        error: BaseException | None = self._client._exception_of(self._state, parse_timeout(timeout))
+        return error
+
+    def traceback(self, timeout: float | str | None = None) -> TracebackType | None:
+        """Wait for the task and return the traceback of what it raised, or None."""
+        trace: TracebackType | None = self._client._traceback_of(self._state, parse_timeout(timeout))
+        return trace
+
+    def __await__(self) -> Generator[Any, None, R]:
+        return self._client._value_soon(self._state, None).__await__()  # type: ignore[no-any-return]
+
+    # ── acting ───────────────────────────────────────────────────────────────
+
+    def add_done_callback(self, fn: Callable[[Future[R]], Any]) -> None:
+        """Call ``fn(future)`` on this process's callback thread once the task is done."""
+        _callbacks.expect()
+
+        def call(future: Future[R] = self) -> None:
+            _callbacks.submit(fn, future)
+
+        self._client._when_done(self._state, Callback(call))
+
+    def cancel(self, reason: str = "unknown", msg: str = "") -> Any:
+        """Cancel the task, and what depends on it. A function that runs already is not interrupted."""
+        return self._client.cancel([self], reason=reason, msg=msg)
+
+    def retry(self) -> Any:
+        """Run an erred task again."""
+        return self._client.retry([self])
+
+    def release(self) -> None:
+        """Let go of the result now. The future is cancelled then."""
+        self._state = FutureState(self.key, _ignore)
+        self._state.status = CANCELLED
+        self._state.reason = "released"
+
+    # ── being passed on ──────────────────────────────────────────────────────
+
+    def __reduce__(self) -> Any:
+        codec.note_future(self)
+        return (self._client.future_of_key, (self.key,))
+
+    def __repr__(self) -> str:
+        state = self._state
+        shown = ""
+        if state.status == FINISHED and (kind := self.type) is not None:
+            shown = f" type: {kind if isinstance(kind, str) else _type_name(kind)},"
+        return f"<Future: {state.status},{shown} key: {self.key}>"
+
+    def _repr_html_(self) -> str:
+        from localdask.api import portraits  # noqa: PLC0415 - only notebooks show one
+
+        return portraits.future_html(self, self._state.type_name if self._state.status == FINISHED else "")
+
+
+def _type_name(kind: type) -> str:
+    return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
+
+
+def _ignore(key: str) -> None:
+    return None
+
+
+#: Set by ``api/client.py``, which stands above this room: gives the current client.
+find_client: list[Callable[[], Any]] = []
+
+
+def _current_client() -> Any:
+    return find_client[0]()
+
+
+def dask_of(futures: Any) -> Any:
+    """Return ``distributed`` if these are futures of its own, which ``connect`` gives to scripts; else None."""
+    distributed = real_distributed()
+    if distributed is None:
+        return None
+    some = next(iter(futures), None) if isinstance(futures, (list, tuple, set, dict)) else futures
+    return distributed if isinstance(some, distributed.Future) else None
+
+
+class DoneAndNotDoneFutures(NamedTuple):
+    """What ``wait`` returns."""
+
+    done: set[Future[Any]]
+    not_done: set[Future[Any]]
+
+
+def futures_in(obj: Any) -> list[Future[Any]]:
+    """Return the futures in nested lists, tuples, sets and dicts."""
+    found: list[Future[Any]] = []
+    stack = [obj]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, Future):
+            found.append(item)
+        elif type(item) in (list, tuple, set, frozenset):
+            stack.extend(item)
+        elif type(item) is dict:
+            stack.extend(item.values())
+    found.reverse()
+    return found
+
+
+def wait(fs: Any, timeout: float | str | None = None, return_when: str = "ALL_COMPLETED") -> DoneAndNotDoneFutures:
+    """Wait until all futures, or the first of them, are done. Meanings as in Dask.
+
+    Parameters
+    ----------
+    fs : Future or nested collection of Future
+        What to wait for.
+    timeout : float or str, optional
+        Seconds, or text as ``"500 ms"``.
+    return_when : {"ALL_COMPLETED", "FIRST_COMPLETED"}
+        When to return.
+
+    Returns
+    -------
+    DoneAndNotDoneFutures
+        Two sets, ``done`` and ``not_done``.
+
+    Raises
+    ------
+    TimeoutError
+        Not done in time.
+    FuturesCancelledError
+        Some of those that are done were cancelled.
+    """
+    futures = futures_in(fs)
+    if return_when not in ("ALL_COMPLETED", "FIRST_COMPLETED"):
+        raise NotImplementedError(f"return_when={return_when!r}; localdask, like Dask, knows 'ALL_COMPLETED' and 'FIRST_COMPLETED'")
+    if not futures:
+        distributed = dask_of(fs)
+        return DoneAndNotDoneFutures(set(), set()) if distributed is None else distributed.wait(fs, timeout, return_when)
+    n = 1 if return_when == "FIRST_COMPLETED" else None
+    # An asynchronous client gives an awaitable of it.
+    found: DoneAndNotDoneFutures = futures[0]._client._wait_for(futures, parse_timeout(timeout), n)
+    return found
+
+
+def done_and_not(futures: list[Future[Any]]) -> DoneAndNotDoneFutures:
+    """Return which futures are done and which are not; ``FuturesCancelledError`` if some were cancelled."""
+    done = {future for future in futures if future.done()}
+    cancelled = [f for f in done if f.status in (CANCELLED, LOST)]
+    if cancelled:
+        from localdask.cancellations import FutureCancelledError, FuturesCancelledError  # noqa: PLC0415 - see there
+
+        raise FuturesCancelledError([FutureCancelledError(f.key, f._state.reason, f._state.message) for f in cancelled])
+    return DoneAndNotDoneFutures(done, {future for future in futures if future not in done})
+
+
+class _Arrivals:
+    """Where futures arrive as they are done, and the coroutine that waits for one, if any."""
+
+    __slots__ = ("queue", "sleeper")
+
+    def __init__(self) -> None:
+        self.queue: SimpleQueue[Any] = SimpleQueue()
+        self.sleeper: LoopWaiter | None = None
+
+
+class _Arrival:
+    __slots__ = ("arrivals", "future")
+
+    def __init__(self, arrivals: _Arrivals, future: Future[Any]) -> None:
+        self.arrivals = arrivals
+        self.future = future
+
+    def notify(self, state: FutureState) -> None:
+        self.arrivals.queue.put(self.future)
+        sleeper = self.arrivals.sleeper
+        if sleeper is not None:
+            sleeper.notify(state)
+
+
+class as_completed(Generic[R]):
+    """Iterate over futures in the order in which they are done. Meanings as in Dask.
+
+    Parameters
+    ----------
+    futures : iterable of Future
+        What to wait for; ``add`` and ``update`` add more on the way.
+    with_results : bool, default False
+        Yield ``(future, result)`` instead of futures.
+    raise_errors : bool, default True
+        With results: raise a failed task's error; otherwise it takes the result's place.
+    timeout : float or str, optional
+        Seconds from now within which all must be done, else ``TimeoutError``.
+
+    Examples
+    --------
+    >>> for future in as_completed(client.map(abs, range(3))):  # doctest: +SKIP
+    ...     print(future.result())
+    """
+
+    def __new__(cls, futures: Any = (), *args: Any, **kwargs: Any) -> Any:
+        """Make one; of futures of a Dask cluster, make Dask's."""
+        distributed = dask_of(futures)
+        return object.__new__(cls) if distributed is None else distributed.as_completed(futures, *args, **kwargs)
+
+    def __init__(
+        self,
+        futures: Iterable[Future[R]] = (),
+        loop: Any = None,
+        with_results: bool = False,
+        raise_errors: bool = True,
+        *,
+        timeout: float | str | None = None,
+    ) -> None:
+        seconds = parse_timeout(timeout)
+        self._deadline = None if seconds is None else time.monotonic() + seconds
+        self._timeout = seconds
+        self._arrivals = _Arrivals()
+        self._client: Any = None
+        self._n_out = 0
+        self.with_results = with_results
+        self.raise_errors = raise_errors
+        self.update(futures)
+
+    def add(self, future: Future[R]) -> None:
+        """Wait for one more future."""
+        self._n_out += 1
+        self._client = future._client
+        self._client._when_done(future._state, _Arrival(self._arrivals, future))
+
+    def update(self, futures: Iterable[Future[R]]) -> None:
+        """Wait for more futures."""
+        for future in futures:
+            self.add(future)
+
+    def count(self) -> int:
+        """Return how many are not handed out yet."""
+        return self._n_out
+
+    def is_empty(self) -> bool:
+        """Return whether all were handed out."""
+        return self._n_out == 0
+
+    def has_ready(self) -> bool:
+        """Return whether one can be had without waiting."""
+        return not self._arrivals.queue.empty()
+
+    def clear(self) -> None:
+        """Wait for nothing any more."""
+        self._arrivals = _Arrivals()
+        self._n_out = 0
+
+    def _take(self, block: bool) -> Future[R]:
+        queue = self._arrivals.queue
+        try:
+            future: Future[R] = queue.get_nowait()
+        except Empty:
+            if not block:
+                raise
+            future = self._take_next(queue)
+        self._n_out -= 1
+        return future
+
+    def _take_next(self, queue: SimpleQueue[Any]) -> Future[R]:
+        try:
+            with self._client._link.blocking():
+                future: Future[R] = queue.get(timeout=self._remaining())
+        except Empty:
+            raise TimeoutError(f"timed out after {self._timeout} s.") from None
+        return future
+
+    def _remaining(self) -> float | None:
+        return None if self._deadline is None else max(self._deadline - time.monotonic(), 0)
+
+    def _shown(self, future: Future[R]) -> Any:
+        if not self.with_results:
+            return future
+        try:
+            return future, future.result()
+        except BaseException as error:
+            if self.raise_errors or not future.done():
+                raise
+            return future, error
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        if self._n_out == 0:
+            raise StopIteration
+        return self._shown(self._take(block=True))
+
+    def next_batch(self, block: bool = True) -> list[Any]:
+        """Return all that are done now, at least one when ``block``."""
+        batch = [self._shown(self._take(block=True))] if block and self._n_out else []
+        while self._n_out:
+            try:
+                batch.append(self._shown(self._take(block=False)))
+            except Empty:
+                break
+        return batch
+
+    def batches(self) -> Iterator[list[Any]]:
+        """Iterate over batches of what is done."""
+        while self._n_out:
+            yield self.next_batch(block=True)
+
+    def __aiter__(self) -> as_completed[R]:
+        return self
+
+    async def __anext__(self) -> Any:
+        if self._n_out == 0:
+            raise StopAsyncIteration
+        await self._one_ready()
+        future = self._take(block=False)
+        if not self.with_results:
+            return future
+        try:
+            return future, await future
+        except BaseException as error:
+            if self.raise_errors or not future.done():
+                raise
+            return future, error
+
+    async def _one_ready(self) -> None:
+        """Wait until one can be had without waiting."""
+        arrivals = self._arrivals
+        if not arrivals.queue.empty():
+            return
+        sleeper = arrivals.sleeper = LoopWaiter(1)
+        try:
+            if arrivals.queue.empty():
+                with self._client._link.blocking():
+                    if not await sleeper.wait(self._remaining()):
+                        raise TimeoutError(f"timed out after {self._timeout} s.")
+        finally:
+            arrivals.sleeper = None
+
+
+def fire_and_forget(obj: Any) -> None:
+    """Run these futures' tasks to the end even when nobody holds the futures. As in Dask.
+
+    Parameters
+    ----------
+    obj : Future or nested collection of Future
+        What to keep going.
+    """
+    if (distributed := dask_of(obj)) is not None:
+        distributed.fire_and_forget(obj)
+    for future in futures_in(obj):
+        future._client._fire_and_forget([future.key])

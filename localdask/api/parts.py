@@ -1,0 +1,56 @@
+"""What a running cluster is made of, in one room, so that all of it is imported late and at once.
+
+``LocalCluster`` imports this room when one is made, after it began the launcher: the imports
+of both processes go on at the same time, and whoever only imports ``LocalCluster`` pays
+for none of it. Nothing is decided or done here.
+"""
+
+from localdask import config
+from localdask.api.adapting import Adaptive
+from localdask.api.inspection import describe, worker_address
+from localdask.api.reception import Reception
+from localdask.api.worker_settings import worker_settings
+from localdask.preloads.generations import Preloads
+from localdask.processes.hints import Hints
+from localdask.processes.journal import Journal
+from localdask.processes.leftovers import Leftovers
+from localdask.processes.lifetimes import Lifetimes
+from localdask.processes.nannies import NannyHandle
+from localdask.processes.plugin_keeping import PluginKeeper
+from localdask.processes.reloading import PreloadStatus, Reloader, ReloadRecord, reload_settings, tell_of_reloads
+from localdask.processes.scheduler import Scheduler
+from localdask.processes.server import Server
+from localdask.processes.supervisor import LAST_GRACE_S, RETIRE_GRACE_S, Supervisor
+from localdask.processes.thread_workers import ThreadHandle
+from localdask.state import actors
+from localdask.system.sockets import Door, sweep_doors
+
+__all__ = [
+    "LAST_GRACE_S",
+    "RETIRE_GRACE_S",
+    "Adaptive",
+    "Door",
+    "Hints",
+    "Journal",
+    "Leftovers",
+    "Lifetimes",
+    "NannyHandle",
+    "PluginKeeper",
+    "PreloadStatus",
+    "Preloads",
+    "Reception",
+    "ReloadRecord",
+    "Reloader",
+    "Scheduler",
+    "Server",
+    "Supervisor",
+    "ThreadHandle",
+    "actors",
+    "config",
+    "describe",
+    "reload_settings",
+    "sweep_doors",
+    "tell_of_reloads",
+    "worker_address",
+    "worker_settings",
+]

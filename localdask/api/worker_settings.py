@@ -1,0 +1,42 @@
+"""What each worker of a cluster is told of how to be: a plain mapping that its nanny hands on.
+
+Made in the user's process by ``api/cluster.py``, which adds where the cluster keeps its files; read by
+``processes/nanny.py`` and ``processes/worker.py``. Nothing is checked or decided here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from localdask import config, sizing
+from localdask.api.scattering import INLINE_MAX
+from localdask.state.lifetimes import Lifetime
+from localdask.state.memory import read_steps
+
+__all__ = ["worker_settings"]
+
+
+def worker_settings(
+    nthreads: int,
+    memory_limit: int,
+    lifetime: Lifetime,
+    limits_s: tuple[float, float],
+    resources: Mapping[str, float] | None,
+    local_directory: str | os.PathLike[str] | None,
+    env: Mapping[str, str | None] | None,
+) -> dict[str, Any]:
+    """Return the settings of each worker. ``limits_s`` are those of a setup and of a teardown."""
+    return {
+        "nthreads": nthreads,
+        "resources": tuple(sorted((key, float(value)) for key, value in (resources or {}).items())),
+        "memory_limit": memory_limit,
+        "memory_steps": read_steps(config.get, sizing.parse_bytes),
+        "local_directory": None if local_directory is None else os.path.abspath(local_directory),
+        "inline_max": INLINE_MAX,
+        "setup_timeout_s": limits_s[0],
+        "teardown_timeout_s": limits_s[1],
+        "lifetime_tasks": lifetime.n_tasks,
+        "env": dict(env or {}),
+    }

@@ -1,0 +1,1 @@
+"""Initialisation code around the life of a scheduler, nanny, worker or client."""

@@ -1,0 +1,43 @@
+"""Waiting until something holds of a cluster's processes, which come and go.
+
+A condition variable would not do: an interrupt can leave its lock torn.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+
+__all__ = ["Changes"]
+
+
+class Changes:
+    """Who waits for a change, each in a thread of its own."""
+
+    def __init__(self) -> None:
+        #: For each thread that waits, where its news comes.
+        self._waiting: dict[int, SimpleQueue[None]] = {}
+        self.is_over = False
+
+    def wait_for(self, condition: Callable[[], bool], timeout_s: float | None) -> bool:
+        """Wait until a condition holds; it is asked again at each change. Return what it says in the end."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        news: SimpleQueue[None] = SimpleQueue()
+        try:
+            self._waiting[id(news)] = news
+            while not condition():
+                remaining = None if deadline is None else deadline - time.monotonic()
+                if (remaining is not None and remaining <= 0) or self.is_over:
+                    return condition()
+                with contextlib.suppress(Empty):
+                    news.get(timeout=remaining)
+        finally:
+            self._waiting.pop(id(news), None)
+        return True
+
+    def notify(self) -> None:
+        """Have every condition asked again. From any thread."""
+        for news in list(self._waiting.values()):
+            news.put(None)

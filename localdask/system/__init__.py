@@ -1,0 +1,1 @@
+"""One facility of the operating system in each room."""

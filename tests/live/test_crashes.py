@@ -1,0 +1,318 @@
+"""Deaths, one after the other: of workers, nannies and the launcher, and of tasks that no process survives."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from localdask import Client, Future, KilledWorker, LocalCluster, wait
+from localdask.processes import launching
+from localdask.processes.nannies import NannyHandle
+from tests.conftest import wait_until
+from tests.live.bestiary import CASES
+
+LONG_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def shared_client() -> Iterator[Client]:
+    """For deaths that the cluster is to shrug off, one after the other."""
+    with LocalCluster(n_workers=2, threads_per_worker=1, allowed_failures=0) as cluster, Client(cluster) as client:
+        yield client
+
+
+def inc(x: int) -> int:
+    return x + 1
+
+
+def nap(x: int, seconds: float = 0.02) -> int:
+    time.sleep(seconds)
+    return x
+
+
+def die_once(mark: str, signum: int = signal.SIGKILL) -> int:
+    """Kill this worker the first time, and return its pid the second."""
+    if not os.path.exists(mark):
+        Path(mark).touch()
+        os.kill(os.getpid(), signum)
+    return os.getpid()
+
+
+def note_and_nap(mark: str) -> str:
+    Path(mark).write_text(str(os.getpid()))
+    time.sleep(LONG_S)
+    return "woke"
+
+
+def kill(pid: int | None) -> None:
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+
+
+def worker_pids(cluster: LocalCluster) -> dict[str, int]:
+    return {worker.name: worker.pid for worker in cluster.scheduler.workers.values()}
+
+
+def wait_for_replacement(cluster: LocalCluster, before: dict[str, int]) -> None:
+    """Wait until every worker is there under its old name, those of the dead with new pids."""
+    names = set(before)
+    wait_until(lambda: worker_pids(cluster).keys() == names and not set(worker_pids(cluster).items()) & set(before.items()))
+
+
+# ── a worker dies ────────────────────────────────────────────────────────────
+
+
+def test_an_idle_worker_that_is_killed_is_replaced_under_its_name(cluster: LocalCluster, client: Client) -> None:
+    before = {"w0": worker_pids(cluster)["w0"]}
+    kill(before["w0"])
+    wait_until(lambda: worker_pids(cluster).get("w0", before["w0"]) != before["w0"])
+    assert set(worker_pids(cluster)) == {"w0", "w1"}
+    assert client.submit(os.getpid, workers="w0").result() == worker_pids(cluster)["w0"] != before["w0"]
+
+
+def test_the_task_of_a_busy_worker_that_is_killed_runs_again(cluster: LocalCluster, client: Client, tmp_path: Path) -> None:
+    future = client.submit(die_once, f"{tmp_path}/mark")
+    assert future.result() in worker_pids(cluster).values()
+
+
+def test_all_workers_at_once_may_be_killed_and_every_result_is_right(cluster: LocalCluster, client: Client) -> None:
+    futures = client.map(nap, range(200))
+    for _ in range(3):
+        before = worker_pids(cluster)
+        for pid in before.values():
+            kill(pid)
+        wait_for_replacement(cluster, before)
+    assert client.gather(futures) == list(range(200))
+
+
+def test_what_lay_on_a_killed_worker_is_made_again(cluster: LocalCluster, client: Client) -> None:
+    # Too large to have travelled with the word that it is done.
+    future = client.submit(bytes, 200_000, workers="w0", allow_other_workers=True)
+    wait([future])
+    before = worker_pids(cluster)
+    for pid in before.values():
+        kill(pid)
+    wait_for_replacement(cluster, before)
+    assert client.submit(len, future).result() == 200_000
+
+
+def test_queued_tasks_are_not_charged_for_the_death_of_another(tmp_path: Path) -> None:
+    with LocalCluster(n_workers=1, threads_per_worker=1, allowed_failures=0) as cluster, Client(cluster) as client:
+        mark = tmp_path / "mark"
+        killer = client.submit(note_and_nap, str(mark))
+        queued = client.map(inc, range(50))
+        wait_until(lambda: mark.exists() and mark.read_text())
+        kill(worker_pids(cluster)["w0"])
+        assert client.gather(queued) == list(range(1, 51))
+        assert isinstance(killer.exception(), KilledWorker)
+
+
+def test_the_error_tells_task_death_and_last_lines(shared_client: Client) -> None:
+    def leave() -> None:
+        print("about to leave", flush=True)
+        os._exit(7)
+
+    future = shared_client.submit(leave, key="leaver")
+    error = future.exception()
+    assert isinstance(error, KilledWorker)
+    assert (error.task, error.exit_text, error.last_lines) == ("leaver", "exit code 7", ("about to leave",))
+    assert error.peak_rss > 0
+    assert "the worker running task 'leaver' died once; last was w" in str(error)
+    assert "which ended by exit code 7 with a peak of" in str(error)
+    assert str(error).endswith("Its last lines:\n    about to leave")
+
+
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS])
+def test_the_error_names_the_signal(shared_client: Client, signum: signal.Signals) -> None:
+    def end(number: int) -> None:
+        signal.signal(number, signal.SIG_DFL) if number != signal.SIGKILL else None
+        os.kill(os.getpid(), number)
+
+    error = shared_client.submit(end, int(signum), pure=False).exception()
+    assert isinstance(error, KilledWorker) and error.exit_text == signum.name
+
+
+def test_a_segfault_shows_where_it_happened(shared_client: Client) -> None:
+    error = shared_client.submit(ctypes.string_at, 0).exception()
+    assert isinstance(error, KilledWorker) and error.exit_text == "SIGSEGV"
+    assert "in string_at" in str(error) and "processes/nanny.py" not in str(error)
+
+
+def test_a_task_that_kills_each_worker_is_given_up_after_the_allowed_failures() -> None:
+    with LocalCluster(n_workers=2, threads_per_worker=1, allowed_failures=2) as cluster, Client(cluster) as client:
+        bystander = client.submit(nap, 5, 0.3)
+        error = client.submit(os._exit, 3).exception()
+        assert isinstance(error, KilledWorker) and error.allowed_failures == 2 and "died 3 times" in str(error)
+        assert bystander.result() == 5 and client.gather(client.map(inc, range(3))) == [1, 2, 3]
+        assert sum(handle.n_restarts for handle in cluster.workers.values()) == 3
+
+
+def test_a_replacement_has_its_preloads_set_up_before_its_first_task(tmp_path: Path) -> None:
+    preload = tmp_path / "state.py"
+    preload.write_text("def dask_setup(worker):\n    worker.state_of_preload = ('set up', worker.life)\n")
+    with LocalCluster(n_workers=1, threads_per_worker=1, preload=str(preload)) as cluster, Client(cluster) as client:
+
+        def look() -> Any:
+            from localdask import get_worker
+
+            return get_worker().state_of_preload
+
+        assert client.submit(look, pure=False).result() == ("set up", 1)
+        kill(worker_pids(cluster)["w0"])
+        assert client.submit(look, pure=False).result() in [("set up", 1), ("set up", 2)]
+        wait_until(lambda: cluster.scheduler.workers.get("w0") is not None and cluster.scheduler.workers["w0"].life == 2)
+        assert client.submit(look, pure=False).result() == ("set up", 2)
+
+
+def test_a_worker_that_dies_again_and_again_when_idle_is_given_up_and_told() -> None:
+    told: list[str] = []
+    with LocalCluster(n_workers=1, threads_per_worker=1, on_event=lambda kind, **fields: told.append(kind)) as cluster:
+
+        def kill_it() -> bool:
+            handle = cluster.workers["w0"]
+            if "w0" in cluster.scheduler.workers and handle.worker_pid is not None:
+                try:
+                    os.kill(handle.worker_pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    return False
+            return "degraded" in told
+
+        wait_until(kill_it)
+        assert told.count("worker-down") == 6
+        cluster.restart()
+        assert set(worker_pids(cluster)) == {"w0"}
+
+
+def test_a_worker_that_is_stopped_is_ended_by_force_when_the_cluster_closes() -> None:
+    with LocalCluster(n_workers=2, threads_per_worker=1) as cluster:
+        process = psutil.Process(worker_pids(cluster)["w0"])
+        process.suspend()
+        wait_until(lambda: process.status() == psutil.STATUS_STOPPED)
+        cluster.close(timeout=0.3)
+        assert not process.is_running()
+
+
+def test_other_workers_take_over_what_is_queued_at_a_stopped_worker(cluster: LocalCluster, client: Client) -> None:
+    process = psutil.Process(worker_pids(cluster)["w0"])
+    process.suspend()
+    wait_until(lambda: process.status() == psutil.STATUS_STOPPED)
+    futures = client.map(nap, range(40))
+    wait_until(lambda: sum(future.done() for future in futures) >= 36)
+    process.resume()
+    assert client.gather(futures) == list(range(40))
+
+
+# ── what supervises dies ─────────────────────────────────────────────────────
+
+
+def test_a_killed_nanny_takes_its_worker_along_and_both_are_replaced(cluster: LocalCluster, client: Client, tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    busy = client.submit(note_and_nap, str(mark), workers="w0")
+    wait_until(lambda: mark.exists() and mark.read_text())
+    handle: NannyHandle = cluster.workers["w0"]
+    worker, nanny = psutil.Process(worker_pids(cluster)["w0"]), psutil.Process(handle.pid)
+    mark.unlink()
+    nanny.kill()
+    wait_until(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE)
+    wait_until(lambda: worker_pids(cluster).get("w0", worker.pid) != worker.pid)
+    wait_until(mark.exists, what="the task on the new worker")
+    assert handle.pid not in (None, nanny.pid)
+    assert client.gather(client.map(inc, range(20))) == list(range(1, 21))
+    busy.cancel()
+
+
+def test_a_killed_nanny_does_not_bring_back_a_life_that_was(cluster: LocalCluster, client: Client) -> None:
+    kill(worker_pids(cluster)["w0"])
+    wait_until(lambda: "w0" in worker_pids(cluster) and cluster.scheduler.workers["w0"].life == 2)
+    kill(cluster.workers["w0"].pid)
+    wait_until(lambda: "w0" in worker_pids(cluster) and cluster.scheduler.workers["w0"].life > 2)
+    assert client.submit(inc, 1, workers="w0").result() == 2
+
+
+def test_all_nannies_may_be_killed_at_once(cluster: LocalCluster, client: Client) -> None:
+    futures = client.map(nap, range(100))
+    before = worker_pids(cluster)
+    for handle in cluster.workers.values():
+        kill(handle.pid)
+    wait_for_replacement(cluster, before)
+    assert client.gather(futures) == list(range(100))
+
+
+def test_a_killed_launcher_stops_nothing_and_the_next_start_makes_a_new_one(cluster: LocalCluster, client: Client) -> None:
+    launcher = launching._pid
+    kill(launcher)
+    before = worker_pids(cluster)
+    assert client.gather(client.map(inc, range(20))) == list(range(1, 21))
+    assert worker_pids(cluster) == before
+    kill(before["w0"])  # its nanny replaces it without the launcher
+    wait_until(lambda: worker_pids(cluster).get("w0", before["w0"]) != before["w0"])
+    kill(cluster.workers["w1"].pid)  # and for a nanny there is a new one
+    wait_until(lambda: worker_pids(cluster).get("w1", before["w1"]) != before["w1"])
+    with LocalCluster(n_workers=1, threads_per_worker=1) as other, Client(other) as its_client:
+        assert its_client.submit(inc, 1).result() == 2
+    assert launching._pid != launcher and not psutil.pid_exists(launcher)
+
+
+def test_launcher_nannies_and_workers_may_all_be_killed_at_once(cluster: LocalCluster, client: Client) -> None:
+    futures = client.map(nap, range(50))
+    before = worker_pids(cluster)
+    pids = [launching._pid, *(handle.pid for handle in cluster.workers.values()), *before.values()]
+    for pid in pids:
+        kill(pid)
+    wait_for_replacement(cluster, before)
+    assert client.gather(futures) == list(range(50))
+
+
+# ── tasks that misbehave ─────────────────────────────────────────────────────
+
+
+def check(case_name: str, client: Client, bystander: Future[int]) -> None:
+    """Submit a bad object, and see that it harms nobody but itself."""
+    case = CASES[case_name]
+    error: BaseException | None = None
+    try:
+        future = client.submit(*case.submission(), pure=False)
+    except BaseException as raised:
+        assert case.call == "submit", f"submit raised {raised!r}"
+        error = raised
+    else:
+        assert case.call != "submit", "submit raised nothing"
+        error = raised_by(future.result)
+    if error is None:
+        assert case.error is None or case.may_succeed, f"{case.error} was to be raised"
+    else:
+        assert case.error is not None and isinstance(error, case.error), repr(error)
+        assert type(error) is case.error or case.position != "raised"
+        assert case.text in text_of(error)
+    assert bystander.result() == 5
+    assert client.gather(client.map(inc, range(3), pure=False)) == [1, 2, 3]
+
+
+def raised_by(call: Callable[[], object]) -> BaseException | None:
+    try:
+        call()
+    except BaseException as error:
+        return error
+    return None
+
+
+def text_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except RuntimeError:
+        return ""  # an exception whose own __str__ raises
+
+
+@pytest.mark.shared
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("case_name", CASES)
+def test_a_bad_task_fails_alone(case_name: str, shared_client: Client) -> None:
+    check(case_name, shared_client, shared_client.submit(nap, 5, pure=False))
