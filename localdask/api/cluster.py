@@ -249,7 +249,8 @@ class LocalCluster:
             if self._settings["local_directory"] is not None:
                 os.makedirs(self._settings["local_directory"], exist_ok=True)
                 places.insert(0, self._settings["local_directory"])
-            self.segments = segments.SegmentFolder.create(tell=lambda text: self._tell("segments", detail=text), places=places)
+            later = self.scheduler.loop.call_later_threadsafe
+            self.segments = segments.SegmentFolder.create(tell=lambda text: self._tell("segments", detail=text), places=places, later=later)
             self._settings["segment_folder"] = self.segments.path
             if processes:
                 self._open_door(self.segments.path)

@@ -131,7 +131,12 @@ class Crew:
                 return
             job = intake.start_next()
             if job is None:
-                return
+                if not runner.mappings:
+                    return
+                lock.release()
+                runner.mappings.drop()
+                lock.acquire()
+                continue
             task, function = job[0], job[1]
             is_quick = function is not None and function.usual_s < QUICK_S
             if intake.words and not is_quick:

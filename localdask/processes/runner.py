@@ -25,6 +25,7 @@ from localdask.messages import InterruptTask, RunTask, TaskDone, TaskErred, Task
 from localdask.preloads.standins import real_distributed
 from localdask.processes.intake import Job, KnownFunction, Spilled
 from localdask.system.codec import dumps_result, loads, loads_arguments, loads_buffers
+from localdask.system.mappings import Mappings
 from localdask.system.outcomes import dumps_error
 from localdask.system.segments import map_payload
 
@@ -222,6 +223,8 @@ class Runner:
         When its last task ended, by ``perf_counter``.
     lasted_s : float
         How long that task took, from its unpickling to its result's pickle.
+    mappings : Mappings
+        What that task read of shared memory.
     worker : Worker or None
         The worker whose tasks it runs, once it has begun.
     """
@@ -236,6 +239,7 @@ class Runner:
         "is_wanted",
         "lasted_s",
         "loop",
+        "mappings",
         "n_waits",
         "slots",
         "task",
@@ -254,6 +258,7 @@ class Runner:
         self.is_wanted = False
         self.finished_at = 0.0
         self.lasted_s = 0.0
+        self.mappings = Mappings()
         self.loop: Any = None
         self.worker: Any = None
 
@@ -275,7 +280,9 @@ class Runner:
             if call is None:
                 call = _load_function(task, function)
             if task.inputs:
-                inputs = _load_inputs(task, inputs)
+                inputs = _load_inputs(task, inputs, self.mappings)
+            elif self.mappings:
+                self.mappings.drop()
             args, kwargs = loads_arguments(task.arguments, inputs or _NO_INPUTS)
             value = call(*args, **kwargs)
             if type(value) is CoroutineType:
@@ -356,9 +363,10 @@ def _load_function(task: RunTask, function: KnownFunction | None) -> Callable[..
     return call  # type: ignore[no-any-return]
 
 
-def _load_inputs(task: RunTask, held: Mapping[str, Any] | None) -> dict[str, Any]:
+def _load_inputs(task: RunTask, held: Mapping[str, Any] | None, mappings: Mappings) -> dict[str, Any]:
     """Return all inputs of a task: those held here as they are, the others loaded, each task's its own."""
     inputs = dict(held or {})
+    mappings.begin()
     for key, payload in task.inputs:
         what = f"the input {key!r} of task {task.key!r}"
         if payload is None:
@@ -373,10 +381,11 @@ def _load_inputs(task: RunTask, held: Mapping[str, Any] | None) -> dict[str, Any
             inputs[key] = loads(payload, what)
             continue
         try:
-            header, buffers = map_payload(payload)
+            header, buffers = mappings.map(payload)
         except FileNotFoundError as error:
             raise DataLostError(
                 f"{what} is gone: {payload[0]} was removed; keep a future of {key!r} for as long as tasks read it"
             ) from error
         inputs[key] = loads_buffers(header, buffers, what)
+    mappings.end_loading()
     return inputs

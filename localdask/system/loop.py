@@ -226,6 +226,11 @@ class Loop:
             self._soon.append(callback)
             self.wake()
 
+    def call_later_threadsafe(self, seconds: float, callback: Callback) -> None:
+        """Have the loop call back after so many seconds; as callable as ``call_soon_threadsafe``."""
+        when = time.monotonic() + seconds
+        self.call_soon_threadsafe(lambda: self.call_at(when, callback))
+
     def wake(self) -> None:
         """Make the loop's present wait, or its next, return at once; as callable as ``call_soon_threadsafe``."""
         wake_end = self._wake_end

@@ -33,6 +33,7 @@ from typing import TypeAlias
 from weakref import WeakSet
 
 from localdask.errors import DataLostError
+from localdask.system.free_segments import FreeSegments, Later
 
 __all__ = [
     "SegmentFolder",
@@ -40,9 +41,11 @@ __all__ = [
     "check_private",
     "find_disk_folder",
     "map_payload",
+    "open_mapping",
     "result_prefix",
     "sweep_stale",
     "temporary_places",
+    "views_of",
 ]
 
 #: ``messages.Payload`` when it is no inline pickle: path, header, lengths of the buffers.
@@ -89,11 +92,17 @@ class SegmentFolder:
     """One cluster's folder of segments. ``create`` makes and owns one; ``SegmentFolder(path)`` joins it from another process.
 
     ``tell`` is called once, with a sentence, when data goes to disk because shared memory is
-    full, missing or not writable. ``reserve`` is ``reserve_space``, or a test's way to run out.
+    full, missing or not writable. ``reserve`` is ``reserve_space``, or a test's way to run out. With
+    ``later``, which calls back after so many seconds, released segments are kept for a moment and written over.
     """
 
     def __init__(
-        self, path: str, *, tell: Callable[[str], None] | None = None, reserve: Callable[[int, int], None] = reserve_space
+        self,
+        path: str,
+        *,
+        tell: Callable[[str], None] | None = None,
+        reserve: Callable[[int, int], None] = reserve_space,
+        later: Later | None = None,
     ) -> None:
         check_private(path)
         self.path = path
@@ -101,6 +110,7 @@ class SegmentFolder:
         self._reserve = reserve
         self._owner_pid = 0
         self._lock_fds: list[int] = []
+        self._free = FreeSegments(path, later)
         try:
             self._spare = os.readlink(os.path.join(path, _SPARE))
         except OSError:  # this one is on disk itself
@@ -114,6 +124,7 @@ class SegmentFolder:
         reserve: Callable[[int, int], None] = reserve_space,
         shared_memory: str = SHARED_MEMORY,
         places: Sequence[str] | None = None,
+        later: Later | None = None,
     ) -> SegmentFolder:
         """Make a new folder and own it until ``close``."""
         places = temporary_places() if places is None else places
@@ -123,7 +134,7 @@ class SegmentFolder:
             spare, path, told = _make_both(shared_memory, places, made, locks)
             if spare:
                 os.symlink(spare, os.path.join(path, _SPARE))
-            folder = cls(path, tell=tell, reserve=reserve)
+            folder = cls(path, tell=tell, reserve=reserve, later=later if spare else None)
         except BaseException:
             for place in made:
                 _remove(place)
@@ -164,12 +175,14 @@ class SegmentFolder:
     def _write(self, folder: str, pieces: list[memoryview], prefix: str) -> str:
         path = os.path.join(folder, prefix + os.urandom(8).hex())
         unfinished = f"{path}.part"
-        fd = os.open(unfinished, _CREATE, 0o600)
+        padded = _padded(pieces)
+        nbytes = sum(piece.nbytes for piece in padded)
+        fd = self._free.take(nbytes, unfinished) if folder == self.path else -1
+        if fd < 0:
+            fd = os.open(unfinished, _CREATE, 0o600)
         try:
-            padded = _padded(pieces)
-            nbytes = sum(piece.nbytes for piece in padded)
             if nbytes:
-                self._reserve(fd, nbytes)
+                self._make_room(fd, nbytes - os.fstat(fd).st_size)
                 _write_all(fd, padded)
             os.rename(unfinished, path)
         except BaseException:
@@ -181,12 +194,22 @@ class SegmentFolder:
             os.close(fd)
         return path
 
+    def _make_room(self, fd: int, nbytes: int) -> None:
+        try:
+            self._reserve(fd, nbytes)
+        except OSError:
+            if not self._free.drain():
+                raise
+            self._reserve(fd, nbytes)
+
     def unlink(self, path: str) -> None:
         """Remove a segment; who has it mapped keeps it. One that is gone already is fine."""
-        if os.path.dirname(path) not in (self.path, self._spare):
+        folder = os.path.dirname(path)
+        if folder not in (self.path, self._spare):
             raise ValueError(f"{path} is no segment of {self.path}")
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
+            if folder != self.path or not self._free.keep(path):
+                os.unlink(path)
 
     def sweep(self, prefix: str, kept: Callable[[], set[str]]) -> None:
         """Remove the files whose names begin so, but those that ``kept`` returns; it is asked only if there are any."""
@@ -201,6 +224,7 @@ class SegmentFolder:
         """Remove the folder and all that is in it, if this process made it; otherwise do nothing."""
         locks, self._lock_fds = self._lock_fds, []
         if self._owner_pid == os.getpid():  # a forked copy of the owner lets go of the lock and no more
+            self._free.close()
             for place in filter(None, (self._spare, self.path)):
                 _remove(place)
         for fd in locks:
@@ -391,20 +415,29 @@ def map_payload(payload: SegmentPayload) -> tuple[Buffer, list[memoryview]]:
 
     Raises ``FileNotFoundError`` when the segment was unlinked, and ``DataLostError`` when it is shorter than its payload says.
     """
-    path, header, lengths = payload
-    padded = [length + -length % ALIGNMENT for length in lengths]
-    nbytes = sum(padded)
+    return views_of(payload, memoryview(open_mapping(payload)))
+
+
+def open_mapping(payload: SegmentPayload) -> mmap.mmap | bytearray:
+    """Map a segment privately, if it is not empty; raises as ``map_payload`` does."""
+    path, _, lengths = payload
+    nbytes = sum(length + -length % ALIGNMENT for length in lengths)
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         if os.fstat(fd).st_size < nbytes:  # touching what is not there would be a SIGBUS
             raise DataLostError(f"{path} has {os.fstat(fd).st_size} bytes where {nbytes} were published; publish the value again")
-        whole = memoryview(_map(fd, nbytes) if nbytes else bytearray())
+        return _map(fd, nbytes) if nbytes else bytearray()
     finally:
         os.close(fd)
+
+
+def views_of(payload: SegmentPayload, whole: memoryview) -> tuple[Buffer, list[memoryview]]:
+    """Return the header and the buffers of a segment that is mapped as a whole."""
+    _, header, lengths = payload
     views, start = [], 0
-    for length, step in zip(lengths, padded, strict=True):
+    for length in lengths:
         views.append(whole[start : start + length])
-        start += step
+        start += length + -length % ALIGNMENT
     return (header, views) if header else (views[0], views[1:])
 
 

@@ -68,6 +68,7 @@ STACKS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("process",),
         ("loop", "shared_pipes"),
         ("culprits", "codec", "outcomes"),
+        ("free_segments", "segments", "mappings"),
         ("segments", "sockets"),
         ("shield",),
         ("descriptors", "transport"),
