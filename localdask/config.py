@@ -43,7 +43,7 @@ DEFAULTS: dict[str, Any] = {
     "worker": {
         **_PRELOADS,
         "memory": {"target": 0.60, "spill": 0.70, "pause": 0.80, "terminate": 0.95, "max-spill": False},
-        "lifetime": {"duration": None, "stagger": 0, "restart": False, "tasks": None},
+        "lifetime": {"duration": None, "stagger": 0, "restart": False, "tasks": None, "memory": None},
         "resources": {},
     },
     "client": dict(_PRELOADS),

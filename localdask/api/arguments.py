@@ -35,19 +35,20 @@ def check_arguments(name: Any, start_method: str, processes: bool, preload_nanny
         )
 
 
-def read_lifetime(duration: Any, stagger: Any, restart: bool | None, tasks: int | None) -> Lifetime:
-    """Return how long workers live, and how many tasks they run: as given, else as configuration says."""
+def read_lifetime(duration: Any, stagger: Any, restart: bool | None, tasks: int | None, memory: Any, *, processes: bool) -> Lifetime:
+    """Return how long workers live, how many tasks they run and how much memory they take: as given, else as configuration says."""
     from localdask import config  # noqa: PLC0415 - only a cluster that is made needs it
     from localdask.state.lifetimes import check_lifetime  # noqa: PLC0415
 
-    given = {"duration": duration, "stagger": stagger, "restart": restart, "tasks": tasks}
+    given = {"duration": duration, "stagger": stagger, "restart": restart, "tasks": tasks, "memory": memory}
     known = {key: config.get(f"worker.lifetime.{key}", None) if value is None else value for key, value in given.items()}
     seconds = {key: None if known[key] is None else sizing.parse_duration(known[key]) for key in ("duration", "stagger")}
     try:
         n_tasks = None if known["tasks"] is None else operator.index(known["tasks"])
     except TypeError:
         raise UsageError(f"lifetime_tasks={known['tasks']!r}; it is a whole number of tasks (worker.lifetime.tasks)") from None
-    return check_lifetime(seconds["duration"], seconds["stagger"] or 0.0, bool(known["restart"]), n_tasks)
+    nbytes = None if known["memory"] is None or not processes else sizing.parse_bytes(known["memory"])
+    return check_lifetime(seconds["duration"], seconds["stagger"] or 0.0, bool(known["restart"]), n_tasks, nbytes)
 
 
 def read_preloads(role: str, specs: Any, argv: Any, *, allow_url: bool = False, trust: bool = False) -> list[Source]:

@@ -91,6 +91,9 @@ class LocalCluster:
     lifetime_tasks : int, optional
         How many tasks a worker runs before it is retired in the same way, and replaced.
         One in which a task waits for others goes on until that is done.
+    lifetime_memory : int or str, optional
+        How much memory of its own, as ``"2 GB"``, a worker may have after a task; above it, it is replaced in the same way.
+        With ``processes=False`` all workers are one process, and it makes no difference.
     preload_optional : bool, default False
         Whether a ``dask_setup`` that fails is only told, as in Dask, and its process serves without it.
     allow_url_preload : bool, default False
@@ -172,6 +175,7 @@ class LocalCluster:
         lifetime_stagger: float | str | None = None,
         lifetime_restart: bool | None = None,
         lifetime_tasks: int | None = None,
+        lifetime_memory: float | str | None = None,
         preload_optional: bool = False,
         allow_url_preload: bool = False,
         trust_preload: bool = False,
@@ -205,7 +209,7 @@ class LocalCluster:
         memory = sizing.worker_memory(
             memory_limit, self._machine, n_workers=self._plan.n_workers, nthreads=self._plan.nthreads, given=memory_limit != ""
         )
-        living = read_lifetime(lifetime, lifetime_stagger, lifetime_restart, lifetime_tasks)
+        living = read_lifetime(lifetime, lifetime_stagger, lifetime_restart, lifetime_tasks, lifetime_memory, processes=processes)
         limits_s = (float(setup_timeout), float(teardown_timeout))
         self._settings = parts.worker_settings(self._plan.nthreads, memory, living, limits_s, resources, local_directory, env)
         self._settings.update(preload_optional=preload_optional, method=start_method)

@@ -38,5 +38,6 @@ def worker_settings(
         "setup_timeout_s": limits_s[0],
         "teardown_timeout_s": limits_s[1],
         "lifetime_tasks": lifetime.n_tasks,
+        "lifetime_nbytes": lifetime.nbytes,
         "env": dict(env or {}),
     }

@@ -60,6 +60,7 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--lifetime-stagger", metavar="TIME", help="A random part of this is added to or taken from each lifetime."),
     click.option("--lifetime-restart/--no-lifetime-restart", default=None, help="Whether a worker is replaced at the end of its lifetime."),
     click.option("--lifetime-tasks", type=click.IntRange(min=1), metavar="N", help="Replace a worker once it has run so many tasks."),
+    click.option("--lifetime-memory", metavar="SIZE", help="Replace a worker that has so much memory of its own after a task: 2GB."),
     click.option("--death-timeout", metavar="TIME", help="Give up, with exit code 4, when not ready after this time."),
     click.option(
         "--start-method", type=click.Choice(["fork", "spawn"]), help="How processes are made. [default: fork, from a clean process]"
@@ -131,6 +132,8 @@ def plan_cluster(options: Mapping[str, Any], extra: Sequence[str], known_options
     for name in ("lifetime", "lifetime_stagger", "death_timeout", "reload_grace", "setup_timeout", "teardown_timeout"):
         if options[name] is not None:
             arguments[name] = sizing.parse_duration(options[name])
+    if options["lifetime_memory"] is not None:
+        arguments["lifetime_memory"] = sizing.parse_bytes(options["lifetime_memory"])
     if not options["reload"]:
         arguments["reload_policy"] = "off"
     for name in (

@@ -324,7 +324,7 @@ class WorkerUp:
 @message(27)
 @record
 class WorkerSpent:
-    """A worker has run as many tasks as one is to run; said once. It starts no more, and is to be retired."""
+    """A worker has run as many tasks, or has as much memory, as one is to; said once. It starts no more, and is to be retired."""
 
     n_tasks: int
 

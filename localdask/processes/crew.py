@@ -13,6 +13,7 @@ and when a thread runs out of tasks.
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from collections.abc import Callable, Mapping
@@ -25,6 +26,7 @@ from localdask.processes.moves import Moves
 from localdask.processes.runner import Runner
 from localdask.processes.surroundings import Surroundings
 from localdask.system.board import SLOTS, private_board
+from localdask.system.memory import private_nbytes
 
 __all__ = ["Crew"]
 
@@ -33,6 +35,8 @@ QUICK_S = 200e-6
 #: Words that wait longer, or are more, are sent even though there is more to run.
 WORDS_S_MAX = 1e-3
 WORDS_MAX = 64
+#: How often, in seconds, a worker looks between tasks how much memory it has, if that may end it: one look takes 40 µs.
+WEIGH_S = 0.05
 
 
 class Crew:
@@ -51,8 +55,8 @@ class Crew:
     n_slots : int
         How many tasks may run at once.
     settings : mapping
-        ``inline_max``, as for ``Runner``, and ``lifetime_tasks``: after how many tasks the worker is spent.
-        Both may be missing.
+        ``inline_max``, as for ``Runner``; ``lifetime_tasks`` and ``lifetime_nbytes``: after how many tasks, and with how much
+        memory of its own, the worker is spent. All may be missing.
     report : callable
         Sends the words that wait; is given the runner that asks.
     surroundings : Surroundings or None
@@ -93,6 +97,8 @@ class Crew:
         self._n_slots = n_slots
         self._inline_max = int(settings.get("inline_max") or 65536)
         self._lifetime_tasks: float = int(settings.get("lifetime_tasks") or 0) or inf
+        self._lifetime_nbytes = int(settings.get("lifetime_nbytes") or 0)
+        self._weigh_at = 0.0 if self._lifetime_nbytes else inf
         self._report = report
         self._surroundings = surroundings
         self._reported_at = 0.0
@@ -171,8 +177,8 @@ class Crew:
                 if type(word) is TaskMissing:
                     intake.forget(word.inputs)  # spilled, and gone from there
                 intake.fail(task)
-            if self.n_done >= self._lifetime_tasks and self.n_running == self.n_executing:
-                self._be_spent()
+            if (self.n_done >= self._lifetime_tasks or runner.finished_at >= self._weigh_at) and self.n_running == self.n_executing:
+                self._look_at_age(runner.finished_at)
             if moves is not None:
                 lock.release()
                 moves.tell()
@@ -193,9 +199,13 @@ class Crew:
         if self._n_rejoining:
             self._room.notify()
 
-    def _be_spent(self) -> None:
-        """Start nothing more, and have the worker retired. Not while a task here waits for others: those may need this worker."""
-        self._lifetime_tasks = inf
+    def _look_at_age(self, now: float) -> None:
+        """If the worker is spent, start nothing more and have it retired. Not while a task waits for others: they may need it."""
+        if self.n_done < self._lifetime_tasks:
+            self._weigh_at = now + WEIGH_S
+            if private_nbytes(os.getpid()) < self._lifetime_nbytes:
+                return
+        self._lifetime_tasks = self._weigh_at = inf
         self.is_held = True
         self._intake.words.append(WorkerSpent(self.n_done))
 

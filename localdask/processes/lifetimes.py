@@ -1,8 +1,8 @@
-"""Ends workers that live for a limited time, or for a number of tasks.
+"""Ends workers that live for a limited time, for a number of tasks, or up to a size.
 
 Runs on the scheduler's I/O thread, for the cluster. How long each worker has is decided by
 ``state/lifetimes.py``. One timer a worker, and none where time is not limited; that its tasks are
-run, a worker says itself, once.
+run or its memory is taken, a worker says itself, once.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["Lifetimes"]
 
 
 class Lifetimes:
-    """Calls ``end(name, life, is_followed)``, once for each life, when a worker's time is over or its tasks are run."""
+    """Calls ``end(name, life, is_followed)``, once for each life, when a worker's time is over or it is spent."""
 
     def __init__(self, scheduler: Scheduler, lifetime: Lifetime, end: Callable[[str, int, bool], None]) -> None:
         self._loop = scheduler.loop

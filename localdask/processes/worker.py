@@ -74,7 +74,7 @@ class Worker:
         The cluster's name.
     settings : mapping
         ``nthreads``, ``resources`` (pairs), ``memory_limit``, ``local_directory``, ``inline_max``, ``segment_folder``, ``memory_steps``,
-        ``lifetime_tasks``, ``setup_timeout_s``, ``teardown_timeout_s``, ``preload_optional``; all may be missing.
+        ``lifetime_tasks``, ``lifetime_nbytes``, ``setup_timeout_s``, ``teardown_timeout_s``, ``preload_optional``; all may be missing.
     data_pipe : Channel or MemoryChannel
         Its end of the pipe to the scheduler.
     supervise_pipe : Channel, optional

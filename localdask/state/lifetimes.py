@@ -1,7 +1,8 @@
-"""How long a worker lives: Dask's ``lifetime``, its stagger, whether another one follows, and how many tasks it runs at most.
+"""How long a worker lives: Dask's ``lifetime``, its stagger, whether another one follows, how many tasks it runs
+and how much memory it takes at most.
 
-Pure. The shell is ``processes/lifetimes.py``, which holds the timers; tasks are counted in the worker (``processes/crew.py``); how a
-worker leaves is ``state/retirement.py``'s.
+Pure. The shell is ``processes/lifetimes.py``, which holds the timers; tasks are counted, and memory is
+measured, in the worker (``processes/crew.py``); how a worker leaves is ``state/retirement.py``'s.
 """
 
 from __future__ import annotations
@@ -12,16 +13,17 @@ from localdask.records import record
 
 @record(frozen=True)
 class Lifetime:
-    """What was asked for; ``duration_s`` None is for ever, and ``n_tasks`` None as many as come."""
+    """What was asked for; ``duration_s`` None is for ever, ``n_tasks`` None as many as come, ``nbytes`` None without end."""
 
     duration_s: float | None = None
     stagger_s: float = 0.0
     is_followed: bool = False
     n_tasks: int | None = None
+    nbytes: int | None = None
 
 
 class Endings:
-    """Which lives are ending already: one may be over by its time and by its tasks, and ends once."""
+    """Which lives are ending already: one may be over by its time and by its tasks or memory, and ends once."""
 
     def __init__(self) -> None:
         self._lives: dict[str, int] = {}
@@ -37,19 +39,23 @@ class Endings:
         return is_first
 
 
-def check_lifetime(duration_s: float | None, stagger_s: float, is_followed: bool, n_tasks: int | None = None) -> Lifetime:
+def check_lifetime(
+    duration_s: float | None, stagger_s: float, is_followed: bool, n_tasks: int | None = None, nbytes: int | None = None
+) -> Lifetime:
     """Return a lifetime that makes sense; raise ``UsageError`` for any other."""
     if n_tasks is not None and n_tasks < 1:
         raise UsageError(f"lifetime_tasks={n_tasks}; it is 1 or more, and None (the default) is as many as come")
+    if nbytes is not None and nbytes < 1:
+        raise UsageError(f"lifetime_memory={nbytes}; it is some memory, as '2 GB', and None (the default) is without end")
     if duration_s is None:
-        if stagger_s or (is_followed and n_tasks is None):
+        if stagger_s or (is_followed and n_tasks is None and nbytes is None):
             raise UsageError("lifetime_stagger and lifetime_restart say how a lifetime ends: give lifetime too")
-        return Lifetime(n_tasks=n_tasks)
+        return Lifetime(n_tasks=n_tasks, nbytes=nbytes)
     if not 0 < duration_s < float("inf"):
         raise UsageError(f"lifetime={duration_s:g} s; it is longer than nothing, and None (the default) is for ever")
     if not 0 <= stagger_s <= duration_s:
         raise UsageError(f"lifetime_stagger={stagger_s:g} s with a lifetime of {duration_s:g} s; it is from 0 to the lifetime")
-    return Lifetime(duration_s, stagger_s, is_followed, n_tasks)
+    return Lifetime(duration_s, stagger_s, is_followed, n_tasks, nbytes)
 
 
 def length_s(lifetime: Lifetime, draw: float) -> float | None:

@@ -69,7 +69,7 @@ def test_workers_have_dasks_name_too(option: str) -> None:
 
 def test_every_option_becomes_an_argument(folder: Path) -> None:
     words = "--nthreads 3 --memory-limit 0 --name mine --local-directory scratch --death-timeout 1.5s"
-    lifetime = "--lifetime 2h --lifetime-stagger 5m --lifetime-restart --lifetime-tasks 1000"
+    lifetime = "--lifetime 2h --lifetime-stagger 5m --lifetime-restart --lifetime-tasks 1000 --lifetime-memory 2GB"
     arguments = plan(*words.split(), *lifetime.split(), "--start-method", "spawn", "--resources", "GPU=1 A=2").arguments
     arguments = {name: value for name, value in arguments.items() if not name.startswith("preload")}
     assert arguments == {
@@ -82,6 +82,7 @@ def test_every_option_becomes_an_argument(folder: Path) -> None:
         "lifetime_stagger": 300.0,
         "lifetime_restart": True,
         "lifetime_tasks": 1000,
+        "lifetime_memory": 2_000_000_000,
         "death_timeout": 1.5,
         "start_method": "spawn",
         "resources": {"GPU": 1.0, "A": 2.0},

@@ -91,6 +91,30 @@ def test_a_task_that_waits_for_more_tasks_than_a_worker_may_run_has_them_run() -
         wait_until(lambda: cluster.workers["w0"].life == 2)
 
 
+def test_a_worker_is_followed_once_it_has_grown_and_loses_nothing() -> None:
+    def leak(n: int) -> bytes:
+        import sys
+
+        sys.leaked = [*getattr(sys, "leaked", []), b"x" * 30_000_000]  # type: ignore[attr-defined]
+        return bytes([n]) * 100_000
+
+    with LocalCluster(n_workers=2, threads_per_worker=1, lifetime_memory="150 MB") as cluster, Client(cluster) as client:
+        before = {name: handle.life for name, handle in cluster.workers.items()}
+        client.gather(client.map(abs, range(1000)))
+        assert {name: handle.life for name, handle in cluster.workers.items()} == before
+        futures = client.map(leak, range(20))
+        assert [value[:1] for value in client.gather(futures)] == [bytes([n]) for n in range(20)]
+        wait_until(lambda: sum(handle.life for handle in cluster.workers.values()) >= 4)
+
+
+def test_memory_of_a_lifetime_is_a_size_and_ends_no_threads() -> None:
+    with pytest.raises(UsageError, match="'much' is no size"):
+        LocalCluster(n_workers=1, lifetime_memory="much")
+    with LocalCluster(n_workers=1, processes=False, lifetime_memory=1) as cluster, Client(cluster) as client:
+        client.gather(client.map(abs, range(10)))
+        assert cluster.workers["w0"].life == 1
+
+
 @pytest.mark.parametrize("number", [2.5, "many"])
 def test_a_number_of_tasks_is_whole(number: object) -> None:
     with config.set({"worker.lifetime.tasks": number}), pytest.raises(UsageError, match="whole number of tasks"):

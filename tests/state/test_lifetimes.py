@@ -42,6 +42,13 @@ def test_tasks_alone_may_end_a_life_and_are_one_or_more() -> None:
         check_lifetime(None, 1.0, False, 5)
 
 
+def test_memory_alone_may_end_a_life_and_is_some() -> None:
+    assert check_lifetime(None, 0.0, True, None, 5) == Lifetime(nbytes=5)
+    assert check_lifetime(2.0, 1.0, False, None, 5) == Lifetime(2.0, 1.0, nbytes=5)
+    with pytest.raises(UsageError, match="lifetime_memory=0; it is some memory"):
+        check_lifetime(None, 0.0, False, None, 0)
+
+
 def test_a_life_ends_once_and_its_follower_s_too() -> None:
     endings = Endings()
     assert [endings.is_first("w0", 1), endings.is_first("w0", 1), endings.is_first("w1", 1)] == [True, False, True]
