@@ -281,7 +281,10 @@ class Watcher:
                 }
             present = [d for d in directories if self._identities[d] is not None and d not in self._polled]
             for directory, error in self._messenger.aim(present).items():
-                self._polled[directory] = self._explain(error)
+                if isinstance(error, (FileNotFoundError, NotADirectoryError)):
+                    self._identities[directory] = None  # gone meanwhile, and the heartbeat sees it come back
+                else:
+                    self._polled[directory] = self._explain(error)
             for path in self._settling.names():
                 self._settling.compare(path, read_stamp(path), now)
             self._next_retry = now + RETRY_S

@@ -344,6 +344,30 @@ def test_a_save_while_the_messenger_is_being_aimed_is_not_lost(listener, file, m
     listener.wait_for(file, b"just before")
 
 
+@pytest.mark.parametrize("mode", ["inotify", "watchfiles"] if LINUX else ["watchfiles"])
+def test_a_folder_that_is_away_while_the_messenger_is_being_aimed_is_no_trouble(mode, listener, file, monkeypatch):
+    kind = news.Inotify if mode == "inotify" else news.WatchfilesNews
+    real, n_aims = kind.aim, []
+
+    def aim(self, directories):
+        n_aims.append(len(directories))
+        if len(n_aims) > 1:
+            return real(self, directories)
+        away = file.parent.with_name("away")
+        os.rename(file.parent, away)
+        failed = real(self, directories)
+        os.rename(away, file.parent)
+        return failed
+
+    monkeypatch.setattr(kind, "aim", aim)
+    listener.watch(file, mode=mode)
+    wait_until(lambda: len(n_aims) > 1 and None not in listener.watcher._identities.values())
+    assert listener.watcher.state == mode
+    file.write_bytes(b"second")
+    listener.wait_for(file, b"second")
+    assert listener.troubles == []
+
+
 @pytest.mark.skipif(not LINUX, reason="inotify is of Linux")
 def test_a_folder_further_up_that_is_replaced_is_watched_anew(listener, tmp_path):
     path = tmp_path / "above" / "project" / "x.py"
