@@ -137,7 +137,7 @@ class Crew:
                 return
             job = intake.start_next()
             if job is None:
-                if not runner.mappings:
+                if not runner.mappings.held:
                     return
                 lock.release()
                 runner.mappings.drop()

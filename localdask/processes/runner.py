@@ -281,7 +281,7 @@ class Runner:
                 call = _load_function(task, function)
             if task.inputs:
                 inputs = _load_inputs(task, inputs, self.mappings)
-            elif self.mappings:
+            elif self.mappings.held:
                 self.mappings.drop()
             args, kwargs = loads_arguments(task.arguments, inputs or _NO_INPUTS)
             value = call(*args, **kwargs)

@@ -69,18 +69,16 @@ class _Mapping:
 class Mappings:
     """What one thread's tasks map: for each task ``begin``, ``map`` and ``end_loading``; ``drop`` when none follows."""
 
-    __slots__ = ("_before", "_now")
+    __slots__ = ("_before", "held")
 
     def __init__(self) -> None:
         self._before: dict[str, _Mapping] = {}
-        self._now: dict[str, _Mapping] = {}
-
-    def __bool__(self) -> bool:
-        return bool(self._now)
+        #: What the last task read, by path.
+        self.held: dict[str, _Mapping] = {}
 
     def begin(self) -> None:
         """Another task begins: what the last one read may be handed on."""
-        self._before, self._now = self._now, {}
+        self._before, self.held = self.held, {}
 
     def map(self, payload: SegmentPayload) -> tuple[Buffer, list[memoryview]]:
         """Return a segment's header and buffers, as ``map_payload`` does."""
@@ -90,7 +88,7 @@ class Mappings:
         mapping = self._before.pop(path, None)
         if mapping is None or not mapping.is_as_new():
             mapping = _Mapping(payload)
-        self._now[path] = mapping
+        self.held[path] = mapping
         return views_of(payload, mapping.lend())
 
     def end_loading(self) -> None:
@@ -100,4 +98,4 @@ class Mappings:
     def drop(self) -> None:
         """Let go of everything, so that memory of what is released goes back at once."""
         self._before.clear()
-        self._now.clear()
+        self.held.clear()
