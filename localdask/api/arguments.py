@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from localdask.preloads.sources import Source
     from localdask.state.lifetimes import Lifetime
 
-__all__ = ["check_arguments", "read_lifetime", "read_preloads"]
+__all__ = ["check_arguments", "make_local_directory", "read_lifetime", "read_preloads"]
 
 
 def check_arguments(name: Any, start_method: str, processes: bool, preload_nanny: Any) -> None:
@@ -63,3 +63,11 @@ def read_preloads(role: str, specs: Any, argv: Any, *, allow_url: bool = False, 
     from localdask.preloads.sources import read_sources  # noqa: PLC0415 - many clusters and most clients have no preloads
 
     return read_sources(specs, argv or (), role=role, allow_url=allow_url, trust=trust)
+
+
+def make_local_directory(folder: str) -> None:
+    """Make the folder that a user named for temporary files, or say why it cannot be."""
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"local_directory={folder!r} cannot be made: {error.strerror}; name a folder that you may write to") from None

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from localdask import sizing
 from localdask.api import client as client_room
-from localdask.api.arguments import check_arguments, read_lifetime, read_preloads
+from localdask.api.arguments import check_arguments, make_local_directory, read_lifetime, read_preloads
 from localdask.api.futures import parse_timeout
 from localdask.api.likeness import check_cluster_words
 from localdask.api.links import PYTHON
@@ -251,7 +251,7 @@ class LocalCluster:
             self._supervisor.start_ahead(self._plan.n_workers)
             places = segments.temporary_places()
             if self._settings["local_directory"] is not None:
-                os.makedirs(self._settings["local_directory"], exist_ok=True)
+                make_local_directory(self._settings["local_directory"])
                 places.insert(0, self._settings["local_directory"])
             later = self.scheduler.loop.call_later_threadsafe
             self.segments = segments.SegmentFolder.create(tell=lambda text: self._tell("segments", detail=text), places=places, later=later)

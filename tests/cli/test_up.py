@@ -216,6 +216,14 @@ def test_not_ready_in_time_is_exit_code_4(folder: Path) -> None:
     assert "Only 0/1 workers arrived" in done.stderr
 
 
+def test_a_local_directory_that_cannot_be_made_is_a_usage_error_that_names_it(folder: Path) -> None:
+    (folder / "file").write_text("")
+    done = localdask("up", "-n", "1", "--local-directory", "file/below", cwd=folder)
+    assert (done.returncode, done.stdout) == (2, "")
+    named = f"local_directory={str(folder / 'file' / 'below')!r}"
+    assert done.stderr == f"error: {named} cannot be made: Not a directory; name a folder that you may write to\n"
+
+
 def test_the_pid_file_is_there_while_the_cluster_is(folder: Path) -> None:
     with running("up", "-n", "1", "--pid-file", "up.pid", cwd=folder) as up:
         up.wait_for("Ctrl-C stops")
