@@ -106,6 +106,8 @@ def root() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with its code."""
+    if sys.stdout is None:  # closed by the caller (>&-): as with print, nobody wants what is written
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - it is for the whole process
     try:
         code = root.main(args=arguments, prog_name="localdask", standalone_mode=False)
     except click.ClickException as error:

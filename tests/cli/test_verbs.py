@@ -364,3 +364,9 @@ def test_completion_prints_a_script_that_asks_localdask(shell: str) -> None:
 def test_completion_completes_verbs() -> None:
     done = localdask(environ=environment(_LOCALDASK_COMPLETE="bash_complete", COMP_WORDS="localdask re", COMP_CWORD="1"))
     assert {"plain,restart", "plain,reload"} <= set(done.stdout.split()), (done, sys.version)
+
+
+def test_a_closed_standard_output_is_no_traceback() -> None:
+    command = [sys.executable, "-m", "localdask", "config", "show"]
+    done = subprocess.run(["sh", "-c", 'exec "$@" >&-', "sh", *command], stderr=subprocess.PIPE, timeout=30)
+    assert (done.returncode, done.stderr) == (0, b"")
