@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # what type checkers read in place of __getattr__ below
     from localdask.api.actors import Actor as Actor
     from localdask.api.actors import ActorFuture as ActorFuture
     from localdask.api.annotations import annotate as annotate
+    from localdask.api.arrays import empty as empty
     from localdask.api.client import Client as Client
     from localdask.api.client import default_client as default_client
     from localdask.api.client import get_client as get_client
@@ -80,6 +81,7 @@ _PLACES = {
     "as_completed": "localdask.api.futures",
     "connect": "localdask.integrations.connect",
     "default_client": "localdask.api.client",
+    "empty": "localdask.api.arrays",
     "fire_and_forget": "localdask.api.futures",
     "futures_of": "localdask.api.collections",
     "get_client": "localdask.api.client",
@@ -123,6 +125,7 @@ __all__ = [
     "as_completed",
     "connect",
     "default_client",
+    "empty",
     "fire_and_forget",
     "futures_of",
     "get_client",

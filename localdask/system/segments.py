@@ -34,6 +34,8 @@ from weakref import WeakSet
 
 from localdask.errors import DataLostError
 from localdask.system.free_segments import FreeSegments, Later
+from localdask.system.segment_bytes import ALIGNMENT, WRITE_MAX, padded, write_all, write_zeros
+from localdask.system.unfinished_segments import UnfinishedSegment, find_unfinished
 
 __all__ = [
     "SegmentFolder",
@@ -53,12 +55,8 @@ SegmentPayload: TypeAlias = "tuple[str, bytes, tuple[int, ...]]"
 Buffer: TypeAlias = "bytes | bytearray | memoryview"
 
 SHARED_MEMORY = "/dev/shm"
-ALIGNMENT = 64
 #: A larger header goes into the segment too, so that it never travels through the scheduler.
 MAX_HEADER = 16 * 1024
-_PADDING = bytes(ALIGNMENT)
-_PIECES_MAX = 512  # at least this many every POSIX system's writev takes: Linux and macOS take 1024
-_WRITE_MAX = 1 << 30  # macOS refuses to write 2 GiB at once, Linux writes less than asked for
 _COMPARED = 1 << 18
 _LOCK = "owner.lock"
 _SPARE = "spare"
@@ -154,6 +152,11 @@ class SegmentFolder:
             in_file.insert(0, memoryview(header))
             header = b""  # no pickle is empty, so this says where it went
         lengths = tuple(piece.nbytes for piece in in_file)
+        unfinished = find_unfinished(in_file[0]) if len(in_file) == 1 and header and not on_disk else None
+        if unfinished is not None:
+            path = self._new_path(prefix)
+            if unfinished.finish(path):
+                return (path, header, lengths)
         folders = [self._spare] if on_disk and self._spare else [self.path, self._spare]
         for folder in filter(None, folders):
             try:
@@ -167,23 +170,54 @@ class SegmentFolder:
         text = f"no room for {sum(lengths)} bytes in {' or '.join(filter(None, folders))}"
         raise OSError(full.errno, f"{text}; free some space, or set TMPDIR to a larger disk") from full
 
+    def begin(self, nbytes: int, prefix: str = "") -> UnfinishedSegment | None:
+        """Return memory that ``publish`` will not have to copy, or None where that is not to be had."""
+        if not self._spare or not hasattr(mmap, "MAP_POPULATE") or not _may_hold_another():  # on disk, or not on Linux
+            return None
+        path = f"{self._new_path(prefix)}.part"
+        size = nbytes + -nbytes % ALIGNMENT
+        fd = -1
+        try:
+            fd = self._open(path, size)
+            missing = size - os.lseek(fd, 0, os.SEEK_END)
+            self._make_room(fd, missing)
+            write_zeros(fd, missing)  # an array that meets a page that cannot be had would be a SIGBUS
+            segment = UnfinishedSegment(fd, nbytes, path)
+        except BaseException as error:
+            if fd >= 0:
+                os.close(fd)
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)
+            if isinstance(error, OSError):  # no room, or the cluster is closed
+                return None
+            raise
+        if sys.version_info < (3, 13):
+            _mapped.add(segment)
+        return segment
+
+    def _new_path(self, prefix: str, folder: str = "") -> str:
+        return os.path.join(folder or self.path, prefix + os.urandom(8).hex())
+
+    def _open(self, path: str, nbytes: int) -> int:
+        """Return the descriptor of a file to be written, which may have old bytes in it."""
+        fd = self._free.take(nbytes, path) if os.path.dirname(path) == self.path else -1
+        return fd if fd >= 0 else os.open(path, _CREATE, 0o600)
+
     def _tell_once(self, text: str) -> None:
         tell, self._tell = self._tell, None
         if tell is not None:
             tell(text)
 
     def _write(self, folder: str, pieces: list[memoryview], prefix: str) -> str:
-        path = os.path.join(folder, prefix + os.urandom(8).hex())
+        path = self._new_path(prefix, folder)
         unfinished = f"{path}.part"
-        padded = _padded(pieces)
-        nbytes = sum(piece.nbytes for piece in padded)
-        fd = self._free.take(nbytes, unfinished) if folder == self.path else -1
-        if fd < 0:
-            fd = os.open(unfinished, _CREATE, 0o600)
+        pieces = padded(pieces)
+        nbytes = sum(piece.nbytes for piece in pieces)
+        fd = self._open(unfinished, nbytes)
         try:
             if nbytes:
                 self._make_room(fd, nbytes - os.fstat(fd).st_size)
-                _write_all(fd, padded)
+                write_all(fd, pieces)
             os.rename(unfinished, path)
         except BaseException:
             for left in (unfinished, path):  # an interrupt may come right after the renaming
@@ -378,34 +412,6 @@ def _sweep(path: str) -> bool:
 # ── bytes ────────────────────────────────────────────────────────────────────
 
 
-def _padded(pieces: list[memoryview]) -> list[memoryview]:
-    """Return what is written: each piece, and what aligns the next one."""
-    padded = []
-    for piece in pieces:
-        padded.append(piece)
-        padded.append(memoryview(_PADDING)[: -piece.nbytes % ALIGNMENT])
-    return [piece for piece in padded if piece.nbytes]
-
-
-def _write_all(fd: int, pieces: list[memoryview]) -> None:
-    first = 0
-    while first < len(pieces):
-        batch: list[memoryview] = []
-        n_bytes = 0
-        while first + len(batch) < len(pieces) and len(batch) < _PIECES_MAX and n_bytes < _WRITE_MAX:
-            piece = pieces[first + len(batch)][: _WRITE_MAX - n_bytes]
-            batch.append(piece)
-            n_bytes += piece.nbytes
-        n_written = os.writev(fd, batch)
-        while n_written:
-            n_taken = min(n_written, pieces[first].nbytes)
-            n_written -= n_taken
-            if n_taken == pieces[first].nbytes:
-                first += 1
-            else:
-                pieces[first] = pieces[first][n_taken:]
-
-
 #: The mappings that hold a descriptor, which Python does before 3.13 for as long as the memory is used.
 _mapped: WeakSet[mmap.mmap] = WeakSet()
 
@@ -477,11 +483,16 @@ def _has_at(fd: int, start: int, piece: memoryview) -> bool:
     return True
 
 
+def _may_hold_another() -> bool:
+    """Whether there are descriptors to spare for one more mapping."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return limit == resource.RLIM_INFINITY or len(_mapped) < limit // 4
+
+
 def _map(fd: int, nbytes: int) -> mmap.mmap:
     if sys.version_info >= (3, 13):
         return mmap.mmap(fd, nbytes, access=mmap.ACCESS_COPY, trackfd=False)
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    if limit != resource.RLIM_INFINITY and len(_mapped) >= limit // 4:
+    if not _may_hold_another():
         return _copied(fd, nbytes)  # the descriptors that are left are needed elsewhere
     mapped = mmap.mmap(fd, nbytes, access=mmap.ACCESS_COPY)
     _mapped.add(mapped)
@@ -492,7 +503,7 @@ def _copied(fd: int, nbytes: int) -> mmap.mmap:
     copy = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     view, start = memoryview(copy), 0
     while start < nbytes:
-        n_read = os.readv(fd, [view[start : start + _WRITE_MAX]])
+        n_read = os.readv(fd, [view[start : start + WRITE_MAX]])
         if not n_read:
             raise DataLostError(f"a segment ended after {start} of {nbytes} bytes; publish the value again")
         start += n_read

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from localdask.errors import DataLostError
-from localdask.system import codec, segments
+from localdask.system import codec, segment_bytes, segments
 from localdask.system.segments import SegmentFolder, map_payload, sweep_stale
 from tests.conftest import wait_until
 
@@ -193,8 +193,8 @@ def test_threads_publish_at_once_without_a_mix_up(folder: SegmentFolder) -> None
 
 
 def test_pieces_beyond_one_system_calls_limits_are_all_written(folder: SegmentFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(segments, "_WRITE_MAX", 1000)
-    monkeypatch.setattr(segments, "_PIECES_MAX", 3)
+    monkeypatch.setattr(segment_bytes, "WRITE_MAX", 1000)
+    monkeypatch.setattr(segment_bytes, "_PIECES_MAX", 3)
     buffers = [os.urandom(size) for size in (5000, 0, 1, 64, 999, 1001, 2000)]
     assert read(folder.publish(b"h", buffers)) == (b"h", buffers)
 
