@@ -72,6 +72,7 @@ def task_done(state: SchedulerState, worker: WorkerState, message: TaskDone) -> 
     if task is None:
         return
     worker.n_done += 1
+    worker.late_s = 0.0
     state.n_done += 1
     function = task.function
     if function is not None:
@@ -132,6 +133,7 @@ def _task_erred(state: SchedulerState, worker: WorkerState, message: TaskErred) 
     task = _answered(state, worker, message.attempt)
     if task is None:
         return
+    worker.late_s = 0.0
     if state.on_ran is not None:
         state.on_ran(task, worker, message)
     if task.retries_left > 0 and message.is_retriable:

@@ -42,6 +42,10 @@ IN_FLIGHT_MAX = 2000
 STAGED_MAX = 1000
 #: Functions that a worker keeps loaded.
 FUNCTIONS_MAX = 1000
+#: What it takes to have a value published and read elsewhere, in seconds: until a busy worker hears of it, and each byte
+#: (measured with fresh shared memory).
+MOVE_S = 0.01
+MOVE_BYTE_S = 1e-9
 #: How often idle workers look again at what others have queued, in seconds.
 REBALANCE_S = 0.005
 
@@ -107,9 +111,11 @@ def choose_worker(state: SchedulerState, task: TaskState) -> WorkerState | None:
     function = task.function
     is_measured = function is not None and function.duration_s >= 0 and task.limits is None
     if task.dependencies:
-        holder = _largest_holder(task)
-        if holder is not None and fits_now(holder, task.restriction) and has_room(holder, is_measured):
-            return holder
+        holder, move_s = _largest_holder(task)
+        if holder is not None and fits_now(holder, task.restriction):
+            may_wait = task.limits is None and not task.restriction.resources and len(holder.in_flight) < IN_FLIGHT_MAX
+            if holder.is_idle or (may_wait and _wait_s(holder) < move_s) or (not state.idle and has_room(holder, is_measured)):
+                return holder
     if not task.restriction.is_none:
         return _choose_restricted(state, task.restriction, is_measured)
     for worker in state.idle.values():
@@ -120,13 +126,22 @@ def choose_worker(state: SchedulerState, task: TaskState) -> WorkerState | None:
     return None
 
 
-def _largest_holder(task: TaskState) -> WorkerState | None:
+def _largest_holder(task: TaskState) -> tuple[WorkerState | None, float]:
+    """Return who holds most of a task's inputs that nobody else can read yet, and what it takes to move them, in seconds."""
     held: dict[WorkerState, int] = {}
     for dependency in task.dependencies:
         if dependency.payload is None:
             for holder in dependency.holders:
                 held[holder] = held.get(holder, 0) + dependency.nbytes
-    return max(held, key=held.__getitem__) if held else None
+    if not held:
+        return None, 0.0
+    holder = max(held, key=held.__getitem__)
+    return holder, MOVE_S + MOVE_BYTE_S * held[holder]
+
+
+def _wait_s(worker: WorkerState) -> float:
+    """Return how long a task sent now would wait for a worker's thread, as far as can be expected."""
+    return max(worker.occupancy_s / worker.nthreads, worker.late_s)
 
 
 def _choose_restricted(state: SchedulerState, restriction: Restriction, is_measured: bool) -> WorkerState | None:
@@ -328,17 +343,28 @@ def rebalance(state: SchedulerState, now: float) -> None:
         state.rebalance_at = now + REBALANCE_S
         if worker.occupancy_s < REBALANCE_S and now - worker.progress_at < REBALANCE_S:
             continue
-        movable = [
-            attempt
-            for attempt, task in reversed(worker.in_flight.items())
-            if attempt not in worker.taking_back
-            and attempt not in worker.seceded
-            and task.state == PROCESSING
-            and not any(dependent.state == STAGED for dependent in task.dependents or ())
-            and any(fits_now(idle, task.restriction) for idle in state.idle.values())
-        ]
+        worker.late_s = max(worker.late_s, now - worker.progress_at)
+        movable = _movable(state, worker)
         share = movable[: max(n_wanted, surplus // 2) if surplus > n_wanted else surplus]
         if share:
             worker.taking_back.update(share)
             state.say_to_worker(worker, TakeBack(tuple(share)))
             n_wanted = max(0, n_wanted - len(share))
+
+
+def _movable(state: SchedulerState, worker: WorkerState) -> list[int]:
+    """Return the attempts that a worker has not begun, as far as their order tells, and that are better off elsewhere, the newest first."""
+    wait_s = _wait_s(worker)
+    attempts = [attempt for attempt in reversed(worker.in_flight) if attempt not in worker.seceded]
+    movable = []
+    for attempt in attempts[: worker.n_occupied - worker.nthreads]:
+        task = worker.in_flight[attempt]
+        if (
+            attempt not in worker.taking_back
+            and task.state == PROCESSING
+            and not any(dependent.state == STAGED for dependent in task.dependents or ())
+            and any(fits_now(idle, task.restriction) for idle in state.idle.values())
+            and (not task.dependencies or _largest_holder(task)[1] <= wait_s)
+        ):
+            movable.append(attempt)
+    return movable

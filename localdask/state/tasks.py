@@ -206,6 +206,7 @@ class WorkerState:
         "is_leaving",
         "is_paused",
         "is_running",
+        "late_s",
         "leaving",
         "life",
         "memory_limit",
@@ -243,6 +244,8 @@ class WorkerState:
         self.taking_back: set[int] = set()
         self.seceded: set[int] = set()
         self.occupancy_s = 0.0
+        #: For how long it was seen to say nothing, since its last task ended, while others could have had its work.
+        self.late_s = 0.0
         #: Keys whose values this worker holds, as far as its words tell.
         self.has: dict[str, None] = {}
         self.functions: dict[str, None] = {}

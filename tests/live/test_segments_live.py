@@ -7,6 +7,7 @@ import gc
 import os
 import re
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 import psutil
 import pytest
 
-from localdask import Client, LocalCluster
+from localdask import Client, LocalCluster, get_worker, wait
 from localdask.system import codec, segments
 from tests.conftest import wait_until
 
@@ -130,3 +131,17 @@ def test_what_the_page_on_data_shows_runs() -> None:
     assert codes
     for code in codes:
         exec(code, {"__name__": "__main__"})
+
+
+def test_a_reader_waits_for_the_busy_worker_that_holds_its_large_input_and_not_for_a_small_one() -> None:
+    def reader(array: Any) -> str:
+        return str(get_worker().name)
+
+    with LocalCluster(n_workers=2, threads_per_worker=1) as cluster, Client(cluster) as client:
+        client.submit(time.sleep, 0.02).result()  # how long it takes is known then
+        for nbytes, place in [(4_000_000_000, "w0"), (1_000_000, "w1")]:
+            array = client.submit(np.zeros, nbytes // 8, workers="w0")  # pages that nobody touches take no memory
+            wait(array)
+            busy = client.submit(time.sleep, 0.3, workers="w0", pure=False)
+            assert client.submit(reader, array).result() == place
+            busy.result()

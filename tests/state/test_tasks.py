@@ -36,10 +36,10 @@ class Desk:
     def worker(self, name: str, *messages: Any) -> None:
         scheduler.worker_said(self.state, self.workers[name], messages, self.now)
 
-    def done(self, key: str, *, large: bool = False, duration_s: float = 0.001) -> None:
+    def done(self, key: str, *, large: bool = False, duration_s: float = 0.001, nbytes: int = 5) -> None:
         task = self.state.tasks[key]
         assert task.worker is not None
-        self.worker(task.worker.name, words.TaskDone(task.attempt, None if large else b"value", 5, duration_s))
+        self.worker(task.worker.name, words.TaskDone(task.attempt, None if large else b"value", nbytes, duration_s))
 
     def erred(self, key: str) -> None:
         task = self.state.tasks[key]
@@ -343,6 +343,54 @@ def test_an_idle_worker_looks_again_when_a_queue_does_not_move() -> None:
     assert desk.state.next_deadline is not None
     scheduler.tick(desk.state, desk.now + 1.0)
     assert [word for _, word in desk.said() if isinstance(word, words.TakeBack)]
+
+
+def busy_holder(nbytes: int) -> Desk:
+    """Return a desk where w0 holds a large value that lies nowhere else and has a task of 0.1 s to run; w1 idles."""
+    desk = Desk(w0=1)
+    learned(desk, duration_s=0.1)
+    desk.submit("large")
+    desk.done("large", large=True, duration_s=0.1, nbytes=nbytes)
+    desk.submit("busy")
+    desk.submit("ahead")
+    desk.join("w1")
+    attempt = desk.state.tasks["ahead"].attempt
+    desk.worker("w0", words.TakenBack((attempt,)))
+    desk.done("ahead", duration_s=0.1)
+    desk.said()
+    return desk
+
+
+def test_a_task_waits_for_a_busy_worker_if_moving_its_input_would_take_longer() -> None:
+    desk = busy_holder(200_000_000)
+    desk.submit("reads", "large")
+    assert desk.state.tasks["reads"].worker is desk.workers["w0"] and desk.at("reads") == "processing"
+    desk = busy_holder(50_000_000)
+    desk.submit("reads", "large")
+    assert desk.kinds() == [("w0", "PublishKey", "large")] and desk.at("reads") == "publishing"
+
+
+def test_what_waits_for_its_input_is_taken_back_once_the_wait_is_longer_than_the_move() -> None:
+    desk = busy_holder(200_000_000)
+    desk.submit("reads", "large")
+    attempt = desk.state.tasks["reads"].attempt
+    desk.said()
+    for desk.now in (0.05, 0.15):  # the idle worker looks, and leaves it where it is
+        scheduler.tick(desk.state, desk.now)
+        assert desk.said() == []
+    desk.now = 0.25
+    scheduler.tick(desk.state, desk.now)
+    assert desk.said() == [("w0", words.TakeBack((attempt,)))]
+    desk.worker("w0", words.TakenBack((attempt,)))
+    assert desk.kinds() == [("w0", "PublishKey", "large")] and desk.at("reads") == "publishing"
+    desk.worker("w0", words.KeyPublished("large", ("segment", b"", ())))
+    assert desk.state.tasks["reads"].worker is desk.workers["w1"]
+
+
+def test_what_may_not_wait_in_a_worker_s_queue_does_not_wait_for_its_input_there() -> None:
+    desk = busy_holder(200_000_000)
+    desk.submit("timed", "large", limits=(1.0, b""))
+    assert desk.at("timed") == "publishing"
 
 
 def test_fire_and_forget_keeps_a_task_until_it_is_done() -> None:
