@@ -110,12 +110,11 @@ def choose_worker(state: SchedulerState, task: TaskState) -> WorkerState | None:
     """Return the worker to send a runnable task to now, or None when all that are admitted have enough to do."""
     function = task.function
     is_measured = function is not None and function.duration_s >= 0 and task.limits is None
-    if task.dependencies:
-        holder, move_s = _largest_holder(task)
-        if holder is not None and fits_now(holder, task.restriction):
-            may_wait = task.limits is None and not task.restriction.resources and len(holder.in_flight) < IN_FLIGHT_MAX
-            if holder.is_idle or (may_wait and _wait_s(holder) < move_s) or (not state.idle and has_room(holder, is_measured)):
-                return holder
+    holder = _largest_holder(task) if task.dependencies else None
+    if holder is not None and fits_now(holder, task.restriction):
+        can_begin = holder.is_idle or (not state.idle and has_room(holder, is_measured))
+        if can_begin or _is_worth_waiting(holder, task):
+            return holder
     if not task.restriction.is_none:
         return _choose_restricted(state, task.restriction, is_measured)
     for worker in state.idle.values():
@@ -126,17 +125,28 @@ def choose_worker(state: SchedulerState, task: TaskState) -> WorkerState | None:
     return None
 
 
-def _largest_holder(task: TaskState) -> tuple[WorkerState | None, float]:
-    """Return who holds most of a task's inputs that nobody else can read yet, and what it takes to move them, in seconds."""
+def _largest_holder(task: TaskState) -> WorkerState | None:
+    """Return who holds most of those inputs of a task that nobody else can read yet."""
     held: dict[WorkerState, int] = {}
     for dependency in task.dependencies:
         if dependency.payload is None:
             for holder in dependency.holders:
                 held[holder] = held.get(holder, 0) + dependency.nbytes
-    if not held:
-        return None, 0.0
-    holder = max(held, key=held.__getitem__)
-    return holder, MOVE_S + MOVE_BYTE_S * held[holder]
+    return max(held, key=held.__getitem__) if held else None
+
+
+def _is_worth_waiting(holder: WorkerState, task: TaskState) -> bool:
+    """Whether a task had better wait in the queue of the worker that holds its inputs than have them moved."""
+    # What is counted or timed from when it is sent must not wait there.
+    if task.limits is not None or task.restriction.resources or len(holder.in_flight) >= IN_FLIGHT_MAX:
+        return False
+    return _wait_s(holder) < _move_s(holder, task)
+
+
+def _move_s(holder: WorkerState, task: TaskState) -> float:
+    """Return what it takes to have elsewhere what only this worker can read of a task's inputs, in seconds."""
+    nbytes = sum(dependency.nbytes for dependency in task.dependencies if dependency.payload is None and holder in dependency.holders)
+    return MOVE_S + MOVE_BYTE_S * nbytes if nbytes else 0.0
 
 
 def _wait_s(worker: WorkerState) -> float:
@@ -295,7 +305,10 @@ def feed(state: SchedulerState, worker: WorkerState) -> None:
         if not has_room(worker, task.function.duration_s >= 0 and not task.restriction.resources and task.limits is None):
             break
         queue.pop()
-        if not task.dependencies or _make_readable(state, task, worker):
+        holder = _largest_holder(task) if task.dependencies else None
+        if holder is not None and holder is not worker and fits_now(holder, task.restriction) and _is_worth_waiting(holder, task):
+            place_on(state, task, holder)
+        elif not task.dependencies or _make_readable(state, task, worker):
             _hand_over(state, task, worker, PROCESSING)
         if task.dependents:
             stage_dependents(state, task)
@@ -364,7 +377,7 @@ def _movable(state: SchedulerState, worker: WorkerState) -> list[int]:
             and task.state == PROCESSING
             and not any(dependent.state == STAGED for dependent in task.dependents or ())
             and any(fits_now(idle, task.restriction) for idle in state.idle.values())
-            and (not task.dependencies or _largest_holder(task)[1] <= wait_s)
+            and _move_s(worker, task) <= wait_s
         ):
             movable.append(attempt)
     return movable

@@ -387,6 +387,20 @@ def test_what_waits_for_its_input_is_taken_back_once_the_wait_is_longer_than_the
     assert desk.state.tasks["reads"].worker is desk.workers["w1"]
 
 
+def test_a_worker_that_comes_later_is_not_given_what_is_quicker_where_its_input_is() -> None:
+    for nbytes, place in [(1_000_000_000, "processing"), (100_000_000, "publishing")]:
+        desk = Desk(w0=1)
+        learned(desk, duration_s=0.1)
+        desk.submit("large")
+        desk.done("large", large=True, duration_s=0.1, nbytes=nbytes)
+        for key in ("running", "ahead"):
+            desk.submit(key)
+        desk.submit("reads", "large")
+        desk.said()
+        desk.join("w1")
+        assert desk.at("reads") == place
+
+
 def test_what_may_not_wait_in_a_worker_s_queue_does_not_wait_for_its_input_there() -> None:
     desk = busy_holder(200_000_000)
     desk.submit("timed", "large", limits=(1.0, b""))
