@@ -30,7 +30,7 @@ from localdask.api.executing import Executing
 from localdask.api.futures import CANCELLED, LOST, Future, FutureState, futures_in, parse_timeout
 from localdask.api.hearing import Hearing
 from localdask.api.likeness import Likeness, take_client_words
-from localdask.api.links import Link, SchedulerLink, SocketLink, TaskLink
+from localdask.api.links import Link, SchedulerLink, SocketLink, TaskLink, check_same_cluster
 from localdask.api.looking import Looking
 from localdask.api.plugins import Registering
 from localdask.api.seeing import Seeing
@@ -240,6 +240,8 @@ class Client(Hearing, Collections, Awaiting, Control, Looking, Seeing, Registeri
         ------
         TypeError
             ``func`` is not callable.
+        ValueError
+            A future among the arguments is of another cluster.
         SerializationError
             The function or an argument cannot be pickled; the text names it.
         ClosedClientError
@@ -354,6 +356,8 @@ class Client(Hearing, Collections, Awaiting, Control, Looking, Seeing, Registeri
                 from localdask.cancellations import FutureCancelledError  # noqa: PLC0415 - see there
 
                 raise FutureCancelledError(future.key, future._state.reason, "it was given as an argument")
+            if future._client is not self:
+                check_same_cluster(self._link, future._client._link, future.key)
         return tuple(dict.fromkeys(future.key for future in inputs))
 
     def _submit(self, specs: list[TaskSpec]) -> list[Future[Any]]:

@@ -323,3 +323,11 @@ def _forget_in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_forget_in_child)
+
+
+def check_same_cluster(mine: Link, other: Link, key: str) -> None:
+    """Refuse a future that a client of another cluster made, as far as their addresses tell: a task's client has none."""
+    if type(mine) is type(other) and not isinstance(mine, TaskLink) and mine.address != other.address:
+        raise ValueError(
+            f"future {key!r} is of the cluster at {other.address}, and this client's is at {mine.address}: give its result() instead"
+        )

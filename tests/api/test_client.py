@@ -412,3 +412,14 @@ def test_a_task_that_kills_its_worker_fails_after_the_allowed_deaths(cluster: Lo
             client.submit(os._exit, 3).result(timeout=60)
         assert caught.value.allowed_failures == 3 and "exit code 3" in str(caught.value)
         assert client.gather(client.map(inc, range(100))) == list(range(1, 101))
+
+
+@pytest.mark.parametrize("nest", [lambda future: future, lambda future: [future], lambda future: {"a": (1, future)}])
+def test_a_future_of_another_cluster_is_refused_at_once_and_named(client: Client, nest: Any) -> None:
+    with LocalCluster(n_workers=1, processes=False) as other, Client(other, set_as_default=False) as stranger:
+        future = stranger.submit(abs, -1)
+        with pytest.raises(ValueError, match=f"{future.key}.*give its result"):
+            client.submit(str, nest(future))
+        with pytest.raises(ValueError, match=f"{future.key}.*give its result"):
+            client.map(str, [nest(future)])
+        assert future.result() == 1
