@@ -10,7 +10,9 @@ time · 5 a preload failed at the start · 6 some workers failed · 130 forced.
 
 from __future__ import annotations
 
+import errno
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -108,6 +110,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with its code."""
     if sys.stdout is None:  # closed by the caller (>&-): as with print, nobody wants what is written
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - it is for the whole process
+    verb = next(iter(sys.argv[1:] if arguments is None else arguments), "")
+    if verb != "run" and isinstance(sys.stdout, io.TextIOWrapper):  # the output of ``run`` is the script's own
+        sys.stdout.reconfigure(errors="backslashreplace")  # where it is ASCII, a line or a name must not stop what is shown
     try:
         code = root.main(args=arguments, prog_name="localdask", standalone_mode=False)
     except click.ClickException as error:
@@ -115,12 +120,21 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except (click.Abort, KeyboardInterrupt):
         code = EXIT_FORCED
     except BrokenPipeError:
-        # Nobody reads what we print. What is still buffered must not raise again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _write_no_more()  # nobody reads what we print
         code = EXIT_FAILED
     except (ValueError, RuntimeError, OSError) as error:
-        code = _tell(error)
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
+            _print_error("the output cannot be written: its disk is full")
+            _write_no_more()
+            code = EXIT_FAILED
+        else:
+            code = _tell(error)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _write_no_more() -> None:
+    """Drop what is still buffered for standard output: it must not raise again at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _tell_click(error: click.ClickException) -> int:

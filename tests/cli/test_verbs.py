@@ -370,3 +370,18 @@ def test_a_closed_standard_output_is_no_traceback() -> None:
     command = [sys.executable, "-m", "localdask", "config", "show"]
     done = subprocess.run(["sh", "-c", 'exec "$@" >&-', "sh", *command], stderr=subprocess.PIPE, timeout=30)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a disk that is full is of Linux")
+def test_a_full_disk_under_the_output_is_an_error_in_one_line() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "localdask", "doctor"], env=environment(), stdout=full, stderr=subprocess.PIPE, text=True, timeout=60
+        )
+    assert (done.returncode, done.stderr) == (1, "error: the output cannot be written: its disk is full\n")
+
+
+def test_an_output_that_takes_only_ascii_is_no_traceback() -> None:
+    done = localdask_apart("doctor", environ=environment(LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0"))
+    assert "Traceback" not in done.stderr
+    assert done.stdout.isascii() and "shared memory" in done.stdout
