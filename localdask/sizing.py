@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import math
+import operator
 import os
 import re
 import sys
 import warnings
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from localdask.errors import UsageError
@@ -28,6 +30,8 @@ if sys.platform != "win32":
 __all__ = [
     "Machine",
     "WorkerPlan",
+    "check_count",
+    "check_resources",
     "format_bytes",
     "parse_bytes",
     "parse_duration",
@@ -79,6 +83,7 @@ class WorkerPlan(NamedTuple):
 
 def plan_workers(n_workers: int | None, threads_per_worker: int | None, n_cpus: int, *, processes: bool = True) -> WorkerPlan:
     """Return how the CPUs are dealt out; None means that the user did not say."""
+    n_workers, threads_per_worker = check_count("n_workers", n_workers), check_count("threads_per_worker", threads_per_worker)
     if n_workers is not None and n_workers < 0:
         raise UsageError(f"n_workers is {n_workers}: it cannot be negative here; leave it out to have it chosen from {n_cpus} CPUs")
     if threads_per_worker is not None and threads_per_worker < 1:
@@ -130,6 +135,14 @@ def parse_bytes(value: str | float) -> int:
     return int(number * _BYTES[unit])
 
 
+def check_count(name: str, value: int | None) -> int | None:
+    """Return a whole number, or None; raise ``UsageError`` for anything else."""
+    try:
+        return None if value is None else operator.index(value)
+    except TypeError:
+        raise UsageError(f"{name}={value!r}; it is a whole number") from None
+
+
 def parse_duration(value: str | float | timedelta | None) -> float | None:
     """Return seconds: a number, or text like ``300ms``, ``10s``, ``2 hours``; None stays None."""
     if value is None:
@@ -162,6 +175,18 @@ def parse_resources(text: str) -> dict[str, float]:
         if not (name and equals) or not 0 <= found[name] < math.inf:
             raise UsageError(f"{part!r} is no resource: write a name and an amount, like GPU=1 or 'GPU=1 SLOTS=4'")
     return found
+
+
+def check_resources(resources: Mapping[str, float] | None) -> tuple[tuple[str, float], ...]:
+    """Return the amounts of abstract resources, in the order of their names; raise ``UsageError`` for what is none."""
+    try:
+        amounts = tuple(sorted((name, float(amount)) for name, amount in (resources or {}).items()))
+    except (AttributeError, TypeError, ValueError):
+        raise UsageError(f"resources={resources!r}; they are amounts by name, as {{'GPU': 1}}") from None
+    for name, amount in amounts:
+        if not 0 <= amount < math.inf:
+            raise UsageError(f"resources={resources!r}; {name!r} is an amount from 0 up")
+    return amounts
 
 
 def format_bytes(nbytes: float) -> str:

@@ -16,6 +16,7 @@ from localdask.api.control import worker_names
 from localdask.api.futures import parse_timeout
 from localdask.errors import UsageError
 from localdask.messages import Function, TaskSpec
+from localdask.sizing import check_resources
 from localdask.system import codec
 
 #: What holds here: the options of every block around, the innermost last. None costs nothing.
@@ -87,7 +88,7 @@ class TaskOptions:
         self.workers = worker_names(workers)
         self.allow_other_workers = allow_other_workers
         resources = here.get("resources") if resources is None else resources
-        self.resources = tuple(sorted((name, float(amount)) for name, amount in (resources or {}).items()))
+        self.resources = check_resources(resources)
         self.retries = int((here.get("retries") if retries is None else retries) or 0)
         self.priority = priority or here.get("priority", 0)
         self.limits = _limits(here)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from localdask.preloads.sources import Source
     from localdask.state.lifetimes import Lifetime
 
-__all__ = ["check_arguments", "make_local_directory", "read_lifetime", "read_preloads"]
+__all__ = ["check_arguments", "make_local_directory", "read_lifetime", "read_limits", "read_preloads"]
 
 
 def check_arguments(name: Any, start_method: str, processes: bool, preload_nanny: Any) -> None:
@@ -49,6 +49,17 @@ def read_lifetime(duration: Any, stagger: Any, restart: bool | None, tasks: int 
         raise UsageError(f"lifetime_tasks={known['tasks']!r}; it is a whole number of tasks (worker.lifetime.tasks)") from None
     nbytes = None if known["memory"] is None or not processes else sizing.parse_bytes(known["memory"])
     return check_lifetime(seconds["duration"], seconds["stagger"] or 0.0, bool(known["restart"]), n_tasks, nbytes)
+
+
+def read_limits(setup: float | str, teardown: float | str) -> tuple[float, float]:
+    """Return the limits of one ``dask_setup`` and of one ``dask_teardown``, in seconds."""
+    limits = []
+    for name, value in (("setup_timeout", setup), ("teardown_timeout", teardown)):
+        seconds = sizing.parse_duration(value) if isinstance(value, (int, float, str)) else None
+        if seconds is None:
+            raise UsageError(f"{name}={value!r}; it is seconds, or a text like '30s'")
+        limits.append(seconds)
+    return limits[0], limits[1]
 
 
 def read_preloads(role: str, specs: Any, argv: Any, *, allow_url: bool = False, trust: bool = False) -> list[Source]:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from localdask import sizing
 from localdask.api import client as client_room
-from localdask.api.arguments import check_arguments, make_local_directory, read_lifetime, read_preloads
+from localdask.api.arguments import check_arguments, make_local_directory, read_lifetime, read_limits, read_preloads
 from localdask.api.futures import parse_timeout
 from localdask.api.likeness import check_cluster_words
 from localdask.api.links import PYTHON
@@ -80,7 +80,7 @@ class LocalCluster:
         Fork from a clean process (1 ms a worker), or start a new interpreter for each.
     death_timeout : float or str, optional
         Seconds within which all workers must be ready.
-    setup_timeout, teardown_timeout : float
+    setup_timeout, teardown_timeout : float or str
         Limits of one ``dask_setup`` and one ``dask_teardown``, in seconds.
     lifetime : float or str, optional
         How long a worker lives, as ``"2h"``. Then it is retired: what it runs is waited for, and what only it holds is kept.
@@ -169,8 +169,8 @@ class LocalCluster:
         local_directory: str | os.PathLike[str] | None = None,
         start_method: str = "fork",
         death_timeout: float | str | None = None,
-        setup_timeout: float = 30.0,
-        teardown_timeout: float = 5.0,
+        setup_timeout: float | str = 30.0,
+        teardown_timeout: float | str = 5.0,
         lifetime: float | str | None = None,
         lifetime_stagger: float | str | None = None,
         lifetime_restart: bool | None = None,
@@ -210,7 +210,7 @@ class LocalCluster:
             memory_limit, self._machine, n_workers=self._plan.n_workers, nthreads=self._plan.nthreads, given=memory_limit != ""
         )
         living = read_lifetime(lifetime, lifetime_stagger, lifetime_restart, lifetime_tasks, lifetime_memory, processes=processes)
-        limits_s = (float(setup_timeout), float(teardown_timeout))
+        limits_s = read_limits(setup_timeout, teardown_timeout)
         self._settings = parts.worker_settings(self._plan.nthreads, memory, living, limits_s, resources, local_directory, env)
         self._settings.update(preload_optional=preload_optional, method=start_method)
         reloading = parts.reload_settings(reload_policy, reload_grace, reload_overrun)
@@ -462,6 +462,7 @@ class LocalCluster:
         from localdask.api import parts  # noqa: PLC0415 - see __init__
 
         self._check_open()
+        n = sizing.check_count("n", n) or 0
         if n < 0:
             raise ValueError(f"scale({n}): a cluster has no fewer than 0 workers")
         if memory is not None:

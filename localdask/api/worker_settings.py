@@ -30,7 +30,7 @@ def worker_settings(
     """Return the settings of each worker. ``limits_s`` are those of a setup and of a teardown."""
     return {
         "nthreads": nthreads,
-        "resources": tuple(sorted((key, float(value)) for key, value in (resources or {}).items())),
+        "resources": sizing.check_resources(resources),
         "memory_limit": memory_limit,
         "memory_steps": read_steps(config.get, sizing.parse_bytes),
         "local_directory": None if local_directory is None else os.path.abspath(local_directory),

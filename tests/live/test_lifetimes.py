@@ -124,3 +124,12 @@ def test_a_number_of_tasks_is_whole(number: object) -> None:
 def test_a_stagger_without_a_lifetime_is_refused() -> None:
     with pytest.raises(UsageError, match="give lifetime too"):
         LocalCluster(n_workers=1, lifetime_stagger="5s")
+
+
+@pytest.mark.parametrize("name", ["setup_timeout", "teardown_timeout"])
+def test_limits_of_hooks_are_times_as_people_write_them(name: str) -> None:
+    for wrong in ("soon", -1, None, float("nan")):
+        with pytest.raises(UsageError, match=f"{name}=|is no duration"):
+            LocalCluster(n_workers=1, **{name: wrong})  # type: ignore[arg-type]
+    with LocalCluster(n_workers=1, processes=False, **{name: "20s"}) as cluster:  # type: ignore[arg-type]
+        assert cluster.status == "running"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -239,3 +240,19 @@ def test_the_kernels_kills_are_those_of_the_nearest_group_that_tells(
     own = tmp_path / "own"
     own.write_text(group + "\n")
     assert sizing.read_oom_kills(str(tmp_path / "cgroup"), str(own)) == n_kills
+
+
+@pytest.mark.parametrize("value", [2.5, "two", [2]])
+def test_a_number_of_workers_or_threads_is_whole(value: Any) -> None:
+    with pytest.raises(UsageError, match="n_workers=.*whole number"):
+        sizing.plan_workers(value, None, 4)
+    with pytest.raises(UsageError, match="threads_per_worker=.*whole number"):
+        sizing.plan_workers(None, value, 4)
+
+
+@pytest.mark.parametrize("wrong", [3, "GPU=1", {"GPU": "one"}, {"GPU": None}, {"GPU": -1}, {"GPU": float("nan")}])
+def test_resources_in_python_are_amounts_by_name(wrong: Any) -> None:
+    assert sizing.check_resources(None) == ()
+    assert sizing.check_resources({"B": 1, "A": 2.5}) == (("A", 2.5), ("B", 1.0))
+    with pytest.raises(UsageError, match="resources="):
+        sizing.check_resources(wrong)
