@@ -66,7 +66,7 @@ def scale(number: str, cluster: str | None, wait: bool, timeout: str) -> int:
                 print(f"error: {there} of {plural(n, 'worker')} are there after {timeout}", file=sys.stderr)
                 return EXIT_NOT_READY
             time.sleep(LOOK_S)
-    print(f"{plural(n, 'worker')} {'are there' if wait else 'asked for'}", file=sys.stderr)
+    print(f"{plural(n, 'worker')} {('is there' if n == 1 else 'are there') if wait else 'asked for'}", file=sys.stderr)
     return 0
 
 

@@ -300,8 +300,9 @@ def connect(path: str, timeout_s: float | None) -> socket.socket:
     user's own, and ``TimeoutError`` when the owner takes no more connections in time.
     """
     try:
+        is_socket = stat.S_ISSOCK(os.lstat(path).st_mode)  # first: where nothing is, the folder is not to blame
         check_private(os.path.dirname(path) or ".")
-        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+        if not is_socket:
             raise ClusterNotFoundError(f"{path} is no socket of a cluster; 'localdask ls' lists those that run")
     except FileNotFoundError:
         raise ClusterNotFoundError(f"there is no cluster at {path}; it was closed, or 'localdask ls' lists another one") from None

@@ -77,6 +77,8 @@ def test_a_closed_door_leaves_nothing(place: Path) -> None:
     assert os.listdir(place / "localdask") == [] == find_doors()
     with pytest.raises(ClusterNotFoundError, match="there is no cluster at"):
         connect(door.path, 1.0)
+    with pytest.raises(ClusterNotFoundError, match="there is no cluster at /nothing"):  # in a folder of somebody else's
+        connect("/nothing", 1.0)
 
 
 def leave_stale(name: str) -> str:
@@ -159,6 +161,7 @@ def test_a_link_to_a_folder_is_not_used(place: Path, tmp_path: Path) -> None:
     folder = runtime_folder(make=True)
     assert folder == os.path.join(os.environ["TMPDIR"], f"localdask-{os.getuid()}")
     os.rmdir(folder)
+    (elsewhere / "x.sock").touch()
     with pytest.raises(PermissionError, match="not a private folder"):
         connect(str(place / "localdask" / "x.sock"), 1.0)
 
