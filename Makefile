@@ -76,5 +76,5 @@ $(VENV)/.ready-to-test: $(VENV)/.ready
 
 # ray has no wheel for some platforms; the other peers do without it.
 $(VENV)/.ready-to-bench: $(VENV)/.ready
-	$(PIP) install --editable '.[peers]' || $(PIP) install distributed loky uvicorn
+	$(PIP) install --editable '.[peers]' || $(PIP) install distributed joblib loky uvicorn
 	@touch $@

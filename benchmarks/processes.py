@@ -6,6 +6,7 @@ is measured. Elsewhere than on Linux the rows that need it have no value.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections import defaultdict
@@ -13,6 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 PROC = Path("/proc")
+SHARED_MEMORY = Path("/dev/shm")
 
 
 def parents() -> dict[int, int]:
@@ -65,6 +67,51 @@ def pss_mb(pids: Iterable[int]) -> float:
             continue
         total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
     return total / 1024
+
+
+def memory_mb(root: int) -> float:
+    """Return the memory of a process and all below it, with the whole of what they keep in shared memory, mapped just now or not."""
+    pids = {root, *descendants(root)}
+    mapped, copied = _mappings(pids)
+    sizes = _sizes_of_shared_files(pids)
+    # A file's share would come out too large while another process begins to read it.
+    kb = (sizes[inode] + copied[inode] if inode in sizes else mapped[inode] for inode in {*mapped, *sizes})
+    return sum(kb) / 1024
+
+
+def _mappings(pids: Iterable[int]) -> tuple[dict[int, int], dict[int, int]]:
+    """Return the kB mapped, and those of them that are private copies, by the file's inode in shared memory; 0 is all else."""
+    mapped: defaultdict[int, int] = defaultdict(int)
+    copied: defaultdict[int, int] = defaultdict(int)
+    inode = 0
+    for pid in pids:
+        with contextlib.suppress(OSError), (PROC / str(pid) / "smaps").open() as lines:
+            for line in lines:
+                words = line.split(maxsplit=5)
+                if words[0] == "Pss:":
+                    mapped[inode] += int(words[1])
+                elif words[0] == "Anonymous:":
+                    copied[inode] += int(words[1])
+                elif not words[0].endswith(":"):  # a mapping begins: addresses, rights, offset, device, inode, path
+                    inode = int(words[4]) if words[-1].startswith(str(SHARED_MEMORY)) else 0
+    return mapped, copied
+
+
+def _sizes_of_shared_files(pids: Iterable[int]) -> dict[int, int]:
+    """Return the kB of each file in shared memory that these have open, or that lies in a folder where they have one open."""
+    paths: set[Path] = set()
+    for pid in pids:
+        for link in (PROC / str(pid) / "fd").glob("*"):
+            with contextlib.suppress(OSError):
+                path = Path(os.readlink(link))
+                if SHARED_MEMORY in path.parents:
+                    paths |= {link, *(SHARED_MEMORY / path.relative_to(SHARED_MEMORY).parts[0]).rglob("*")}
+    sizes = {}
+    for path in paths:
+        with contextlib.suppress(OSError):
+            status = path.stat()
+            sizes[status.st_ino] = status.st_blocks // 2
+    return sizes
 
 
 def cpu_s(pids: Iterable[int]) -> float:

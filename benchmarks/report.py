@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 
-from benchmarks.rows import BARS, Bar
+from benchmarks.bars import BARS, Bar
 from benchmarks.run import ROOT, Samples
 from benchmarks.systems import SYSTEMS
 
@@ -98,7 +98,7 @@ def tell(bench: str, systems: dict[str, list[float]]) -> list[str]:
     bar = BARS.get(bench, Bar("µs"))
     values = {name: median(samples) for name, samples in systems.items()}
     medians = "   ".join(f"{name} {shown(value)}" for name, value in values.items())
-    return [f"{bench:<12} {bar.unit:<8} {medians}", *(f"{'':<21} {told(verdict, bar)}" for verdict in verdicts(values, bar))]
+    return [f"{bench:<21} {bar.unit:<8} {medians}", *(f"{'':<30} {told(verdict, bar)}" for verdict in verdicts(values, bar))]
 
 
 def newest(path: Path) -> dict[str, dict[str, float]]:

@@ -1,10 +1,7 @@
-"""The rows of the table: what is measured, in which unit, and the bars.
+"""The rows of the table: what is measured.
 
 A row is one small function. It gets a system that nobody has touched, in a process
-of its own, and returns its values by name. A bar is a ratio to a peer that was
-measured in the same run, because absolute times say more about the machine; bars
-in absolute figures are for processor time while idle, which hardly depends on it, and for
-reloads, which are promised in milliseconds.
+of its own, and returns its values by name.
 """
 
 from __future__ import annotations
@@ -14,30 +11,29 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
 from functools import partial
 from statistics import median
 from typing import Any
 
 from benchmarks import collections, processes
-from benchmarks.systems import System, running, start_warm
-from benchmarks.tasks import array_of, inc, spin
+from benchmarks.system import System, running, start_warm
+from benchmarks.tasks import (
+    array_of,
+    frame_of,
+    inc,
+    negated,
+    parcel_of,
+    peak_mb,
+    size,
+    small_array_of,
+    small_bytes_of,
+    spin,
+    total,
+    total_again,
+)
 
 Values = dict[str, float]
-
-
-@dataclass(frozen=True)
-class Bar:
-    """localdask's value over each peer's: at most this (for rates: at least). ``absolute`` bounds the value itself."""
-
-    unit: str
-    ratios: dict[str, float] = field(default_factory=dict)
-    absolute: float | None = None
-
-    @property
-    def is_rate(self) -> bool:
-        return self.unit in ("tasks/s", "of ideal")
 
 
 def timed(call: Callable[[], object]) -> float:
@@ -48,6 +44,8 @@ def timed(call: Callable[[], object]) -> float:
 
 
 def python(code: str) -> None:
+    if not code:
+        raise NotImplementedError
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
@@ -118,14 +116,14 @@ def socket(system: System) -> Values:
         return {
             "socket_p50": 1e6 * times[len(times) // 2],
             "socket_p99": 1e6 * times[len(times) * 99 // 100],
-            "socket_map": system.n_tasks / timed(lambda: system.map(inc, system.n_tasks)),
+            "socket_map": system.n_tasks / timed(lambda: system.map(inc, range(system.n_tasks))),
         }
 
 
 def map_noop(system: System) -> Values:
     """No-ops by map, a future each."""
     with running(system):
-        return {"map": system.n_tasks / timed(lambda: system.map(inc, system.n_tasks))}
+        return {"map": system.n_tasks / timed(lambda: system.map(inc, range(system.n_tasks)))}
 
 
 def submit_noop(system: System) -> Values:
@@ -149,7 +147,7 @@ def tree(system: System) -> Values:
 def cpu(system: System) -> Values:
     """200 tasks of 20 ms of processor time on two workers, beside two processors that do nothing else."""
     with running(system):
-        return {"cpu": 200 * 0.02 / 2 / timed(lambda: system.map(spin, 200))}
+        return {"cpu": 200 * 0.02 / 2 / timed(lambda: system.map(spin, range(200)))}
 
 
 def memory(system: System, n_workers: int) -> Values:
@@ -200,7 +198,8 @@ def executor(system: System) -> Values:
 
 def dask(system: System) -> Values:
     """Collections of Dask's, the first two warm."""
-    with running(system):
+    system.start(2)
+    with contextlib.closing(system):
         system.serve_dask()
         values = {}
         for name, compute in {"dask_array": collections.array, "dask_frame": collections.frame()}.items():
@@ -214,13 +213,58 @@ def data(system: System) -> Values:
     with running(system):
         arrays = [array_of(number) for number in range(4)]
         values = {
-            "data_argument": 1e3 * median([timed(partial(system.give, array)) for array in arrays][1:]),
-            "data_result": 1e3 * median([timed(partial(system.take, number)) for number in range(4)][1:]),
+            "data_argument": 1e3 * _later(partial(system.run, total, array) for array in arrays),
+            "data_result": 1e3 * _later(partial(system.run, array_of, number) for number in range(4)),
         }
         arrays = [array_of(number) for number in range(4, 8)]
         with contextlib.suppress(NotImplementedError):
-            values["data_shared"] = 1e3 * median([timed(partial(system.share, array, 20)) for array in arrays][1:])
+            values["data_shared"] = 1e3 * _later(partial(system.share, total_again, array, range(20)) for array in arrays)
         return values
+
+
+def _later(calls: Iterable[Callable[[], object]]) -> float:
+    """Return the median time of some calls, in seconds; the first one only warms."""
+    return median([timed(call) for call in calls][1:])
+
+
+def data_memory(system: System) -> Values:
+    """How much more all processes hold at most when 100 MB arrive in a task, when they arrive here, and in 20 tasks."""
+    here = os.getpid()
+    parcels = {n_bytes: parcel_of(n_bytes, here) for n_bytes in (8, 100_000_000)}
+
+    def more(peak: Callable[[int], float]) -> float:
+        with running(system):
+            peak(8)
+            before = processes.memory_mb(here)
+            return peak(100_000_000) - before
+
+    values = {
+        "memory_argument": more(lambda n_bytes: float(system.run(peak_mb, parcels[n_bytes]))),
+        "memory_result": more(lambda n_bytes: peak_mb(system.run(parcel_of, n_bytes, here))),
+    }
+    with contextlib.suppress(NotImplementedError):
+        values["memory_shared"] = more(lambda n_bytes: max(system.share(peak_mb, parcels[n_bytes], range(20))))
+    return values
+
+
+def data_small(system: System) -> Values:
+    """10,000 bytes objects and arrays of 10 KB each, as arguments and as results of as many tasks."""
+    n = min(10_000, system.n_tasks)
+    values = {}
+    with running(system):
+        for kind, make, measure in (("bytes", small_bytes_of, size), ("array", small_array_of, total)):
+            system.map(make, range(n, n + 100))
+            ones = [make(number) for number in range(n)]
+            values[f"small_{kind}_argument"] = n / timed(partial(system.map, measure, ones))
+            values[f"small_{kind}_result"] = n / timed(partial(system.map, make, range(n)))
+    return values
+
+
+def data_frame(system: System) -> Values:
+    """A data frame of 100 MB to a task that changes one of its columns, and back: another one each time, the first one left out."""
+    with running(system):
+        frames = [frame_of(number) for number in range(4)]
+        return {"frame": 1e3 * _later(partial(system.run, negated, frame) for frame in frames)}
 
 
 def reload(system: System) -> Values:
@@ -262,43 +306,8 @@ ROWS: dict[str, Callable[[System], Values]] = {
     "executor": executor,
     "dask": dask,
     "data": data,
+    "data_memory": data_memory,
+    "data_small": data_small,
+    "data_frame": data_frame,
     "reload": reload,
-}
-
-#: The value's name → its unit and bars. Peers that offer no dependent tasks run a chain or tree as their user would.
-#: Pool's round trip is shown and not judged: it varies fourfold from run to run with where the kernel puts its three helper threads.
-BARS: dict[str, Bar] = {
-    "import": Bar("ms", {"futures": 1.1}),
-    "start2_cold": Bar("ms", {"futures": 10, "loky": 0.7, "distributed": 0.115, "ray": 0.02}),
-    "start2_warm": Bar("ms", {"futures": 2.5}),
-    "start8_cold": Bar("ms", {"futures": 5.3, "loky": 0.26, "distributed": 0.023, "ray": 0.018}),
-    "start8_warm": Bar("ms", {"futures": 2.0}),
-    "program": Bar("ms", {"futures": 3.6, "loky": 0.52, "distributed": 0.16, "ray": 0.03}),
-    "close": Bar("ms", {"futures": 4.0, "loky": 0.95, "distributed": 0.105, "ray": 0.014}),
-    "latency_p50": Bar("µs", {"futures": 0.6, "loky": 0.45, "distributed": 0.0085, "ray": 0.07}),
-    "latency_p99": Bar("µs", {"futures": 0.72, "loky": 0.64, "distributed": 0.013, "ray": 0.065}),
-    "socket_p50": Bar("µs"),
-    "socket_p99": Bar("µs"),
-    "socket_map": Bar("tasks/s"),
-    "map": Bar("tasks/s", {"futures": 6.0, "pool": 1.3, "loky": 7.2, "distributed": 170, "ray": 49}),
-    "submit": Bar("tasks/s", {"futures": 3.8, "pool": 1.7, "loky": 6.9, "distributed": 125, "ray": 35}),
-    "chain": Bar("µs", {"futures": 0.2, "distributed": 0.005, "ray": 0.024}),
-    "tree": Bar("s", {"futures": 0.48, "distributed": 0.015, "ray": 0.043}),
-    "cpu": Bar("of ideal", {"futures": 1.07, "distributed": 1.31, "ray": 1.14}),
-    "memory2": Bar("MB", {"futures": 2.65, "loky": 0.74, "distributed": 0.28, "ray": 0.07}),
-    "memory8": Bar("MB", {"futures": 2.75, "loky": 0.59, "distributed": 0.185, "ray": 0.079}),
-    "idle": Bar("s", absolute=0.005),
-    "replace": Bar("ms", {"futures": 4.0, "distributed": 0.037, "ray": 0.02}),
-    "reload1": Bar("ms", {"distributed": 0.06, "uvicorn": 0.1}),
-    "reload4": Bar("ms", {"distributed": 0.02}),
-    "reload8": Bar("ms", {"distributed": 0.01}, absolute=30),
-    "reload32": Bar("ms", {"distributed": 0.01}),
-    "data_argument": Bar("ms", {"futures": 0.11, "pool": 0.17, "loky": 0.15, "distributed": 0.23, "ray": 0.74}),
-    "data_result": Bar("ms", {"futures": 0.085, "pool": 0.11, "loky": 0.115, "distributed": 0.37, "ray": 0.89}),
-    "data_shared": Bar("ms", {"distributed": 0.33, "ray": 0.53}),
-    "executor_p50": Bar("µs", {"futures": 1.0}),
-    "executor_map": Bar("tasks/s", {"futures": 3.0}),
-    "dask_array": Bar("s", {"distributed": 0.22}),
-    "dask_frame": Bar("s", {"distributed": 0.29}),
-    "dask_delayed": Bar("s", {"distributed": 0.22}),
 }

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import time
+from importlib import import_module
 from typing import Any
+
+from benchmarks.processes import memory_mb
 
 
 def inc(number: int) -> int:
@@ -41,3 +44,53 @@ def total(array: Any) -> float:
 
 def total_again(array: Any, _: int) -> float:
     return total(array)
+
+
+class Parcel:
+    """An array that has all memory weighed while it is unpickled, which is when some systems hold it most often."""
+
+    def __init__(self, array: Any, root: int) -> None:
+        total(array)
+        self.array = array
+        self.root = root
+        self.memory_mb = memory_mb(root)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Parcel, (self.array, self.root)
+
+
+def parcel_of(n_bytes: int, root: int) -> Parcel:
+    return Parcel(array_of(1, n_bytes), root)
+
+
+def peak_mb(parcel: Parcel, _: int = 0) -> float:
+    """Return the memory of a process and all below it, now or when the array was unpickled, whichever is more."""
+    return max(parcel.memory_mb, memory_mb(parcel.root))
+
+
+def size(data: bytes) -> int:
+    return len(data)
+
+
+def small_bytes_of(number: int) -> bytes:
+    """Make 10 KB that no other number has."""
+    return number.to_bytes(8, "little") * 1_250
+
+
+def small_array_of(number: int) -> Any:
+    """Make an array of 10 KB."""
+    return array_of(number, 10_000)
+
+
+def frame_of(number: int, n_rows: int = 1_000_000) -> Any:
+    """Make a data frame of 100 MB, half of it numbers and half of it strings."""
+    import numpy as np
+
+    numbers = {f"number{column}": np.full(n_rows, float(number + column)) for column in range(6)}
+    strings = {f"string{column}": [f"column {column} row {row:07}" for row in range(n_rows)] for column in range(2)}
+    return import_module("pandas").DataFrame({**numbers, **strings})
+
+
+def negated(frame: Any) -> Any:
+    """Return a data frame with another first column, and all others as they were."""
+    return frame.assign(number0=-frame.number0)
