@@ -12,7 +12,7 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from localdask.api.futures import parse_timeout
+from localdask.api.futures import LoopWaiter, parse_timeout
 from localdask.api.links import Link
 from localdask.errors import ClosedClientError
 from localdask.messages import Answered, Ask, Told, Withdraw
@@ -83,6 +83,20 @@ class Asking:
             with self._link.blocking():
                 if not answer.wait(seconds):
                     raise TimeoutError(f"the scheduler did not answer {what!r} within {seconds:g} s")
+        finally:
+            if answer.word is None:
+                self._withdraw(answer)
+        return answer.value()
+
+    async def _ask_soon(self, what: str, *arguments: Any) -> Any:
+        """As ``_ask``, in a coroutine."""
+        answer = self._ask_nowait(what, *arguments)
+        waiter = LoopWaiter(1)
+        try:
+            with self._link.lock:
+                answer.watch(waiter.notify)
+            with self._link.blocking():
+                await waiter.wait(None)
         finally:
             if answer.word is None:
                 self._withdraw(answer)

@@ -227,6 +227,9 @@ class AsynchronousClient(_Begun, Client):
     def _traceback_of(self, state: FutureState, timeout: float | None) -> Any:
         return self._traceback_soon(state, timeout) if in_loop() else super()._traceback_of(state, timeout)
 
+    def _output_of(self, state: FutureState, timeout: float | None) -> Any:
+        return self._output_soon(state, timeout) if in_loop() else super()._output_of(state, timeout)
+
     def _wait_for(self, futures: list[Future[Any]], timeout: float | None, n: int | None) -> Any:
         return self._wait_for_soon(futures, timeout, n) if in_loop() else super()._wait_for(futures, timeout, n)
 

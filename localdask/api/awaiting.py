@@ -7,6 +7,7 @@ it only has wake the loop; so futures of any client may be awaited on any loop, 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -18,6 +19,8 @@ __all__ = ["Awaiting"]
 
 class Awaiting(Waiting):
     """What ``Client`` does to wait in coroutines."""
+
+    _ask_soon: Callable[..., Any]
 
     async def _done_soon(self, states: list[FutureState], timeout: float | None, n: int | None = None, eager: bool = False) -> bool:
         """Wait until all states, or ``n`` of them, are done; return False when that took too long."""
@@ -59,6 +62,16 @@ class Awaiting(Waiting):
     async def _traceback_soon(self, state: FutureState, timeout: float | None) -> TracebackType | None:
         error = await self._exception_soon(state, timeout)
         return None if error is None else error.__traceback__
+
+    async def _output_soon(self, state: FutureState, timeout: float | None) -> str:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            if not await self._done_soon([state], None if deadline is None else deadline - time.monotonic()):
+                raise TimeoutError(f"timed out after {timeout} s.")
+            self._check_not_cancelled(state)
+            text: str | None = await self._ask_soon("task_output", state.key)
+            if text is not None:  # else it is being made again
+                return text
 
     async def _wait_for_soon(self, futures: list[Future[Any]], timeout: float | None, n: int | None) -> DoneAndNotDoneFutures:
         if not await self._done_soon([future._state for future in futures], timeout, n=n):

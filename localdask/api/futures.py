@@ -329,8 +329,38 @@ class Future(Generic[R]):
 
     def traceback(self, timeout: float | str | None = None) -> TracebackType | None:
         """Wait for the task and return the traceback of what it raised, or None."""
-        trace: TracebackType | None = self._client._traceback_of(self._state, parse_timeout(timeout))
-        return trace
+        return self._client._traceback_of(self._state, parse_timeout(timeout))  # type: ignore[no-any-return]
+
+    def output(self, timeout: float | str | None = None) -> str:
+        """Wait for the task and return what it wrote to ``sys.stdout`` and ``sys.stderr``, as it came; also when it failed.
+
+        Of a task that ran several times it is the last run's text. It is kept for as long as the result, up to its last 64 KiB;
+        a first line then says how many bytes were left out. What threads that the task starts
+        print is not its own, and what C code or a child process writes to a descriptor is not seen; ``localdask logs`` has both.
+
+        Parameters
+        ----------
+        timeout : float or str, optional
+            Seconds, or text as ``"500 ms"``. Waits without end by default.
+
+        Returns
+        -------
+        str
+            ``""`` for a task that wrote nothing, that never ran, or whose worker died of it: ``KilledWorker`` tells the last lines.
+
+        Raises
+        ------
+        TimeoutError
+            The task is not done in time; it goes on.
+        FutureCancelledError
+            The task was cancelled.
+
+        Examples
+        --------
+        >>> client.submit(print, "here").output()  # doctest: +SKIP
+        'here\n'
+        """
+        return self._client._output_of(self._state, parse_timeout(timeout))  # type: ignore[no-any-return]
 
     def __await__(self) -> Generator[Any, None, R]:
         return self._client._value_soon(self._state, None).__await__()  # type: ignore[no-any-return]

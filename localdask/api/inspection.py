@@ -115,11 +115,17 @@ def inspections(scheduler: Scheduler) -> dict[str, Callable[[Question], None]]:
                 sizes[key_prefix(task.key) if is_summary else task.key] += task.nbytes
         return dict(sizes)
 
+    def task_output(key: str) -> str | None:
+        """Return what a task wrote, or None when it runs, or is to run again: then its client has been told, and waits."""
+        task = state.tasks.get(key)
+        return "" if task is None else task.output if task.is_done else None
+
     looks: dict[str, Callable[..., Any]] = {
         "who_has": who_has,
         "has_what": lambda names: {worker.address: [key for key in worker.has if key in state.tasks] for worker in workers_of(names)},
         "processing": lambda names: {worker.address: [task.key for task in worker.in_flight.values()] for worker in workers_of(names)},
         "nbytes": nbytes,
+        "task_output": task_output,
         "story": lambda keys: state.story(*keys),
     }
     return {name: answering(look) for name, look in looks.items()}

@@ -43,6 +43,7 @@ class Waiting:
 
     id: str
     _link: Link
+    _ask: Callable[..., Any]
 
     def _when_done(self, state: FutureState, watcher: Any) -> None:
         """Notify a watcher when a state is done, even if nobody else holds it any more."""
@@ -106,10 +107,7 @@ class Waiting:
         """Return a key's value, or ``ABSENT`` when it is not here yet; raise what came instead of it."""
         if state.status == ERROR:
             raise self._error_of(state)
-        if state.status in (CANCELLED, LOST):
-            from localdask.cancellations import FutureCancelledError  # noqa: PLC0415 - see there
-
-            raise FutureCancelledError(state.key, state.reason, state.message)
+        self._check_not_cancelled(state)
         payload = state.payload
         if payload is None:
             return ABSENT
@@ -129,11 +127,26 @@ class Waiting:
         return None if error is None else error.__traceback__
 
     def _exception_now(self, state: FutureState) -> BaseException | None:
+        self._check_not_cancelled(state)
+        return self._error_of(state) if state.status == ERROR else None
+
+    def _output_of(self, state: FutureState, timeout: float | None) -> str:
+        """Return what a task wrote, once it is done."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            if not self._wait_done([state], None if deadline is None else deadline - time.monotonic()):
+                raise TimeoutError(f"timed out after {timeout} s.")
+            self._check_not_cancelled(state)
+            text: str | None = self._ask("task_output", state.key)
+            if text is not None:  # else it is being made again
+                return text
+
+    @staticmethod
+    def _check_not_cancelled(state: FutureState) -> None:
         if state.status in (CANCELLED, LOST):
             from localdask.cancellations import FutureCancelledError  # noqa: PLC0415 - see there
 
             raise FutureCancelledError(state.key, state.reason, state.message)
-        return self._error_of(state) if state.status == ERROR else None
 
     def _fetch(self, states: list[FutureState], timeout: float | None) -> bool:
         """Ask for values that are not here, and wait for the next news of each."""

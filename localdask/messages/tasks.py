@@ -407,6 +407,18 @@ class TaskRescheduled:
     attempt: int
 
 
+@message(71)
+@record
+class TaskWrote:
+    """What a task wrote to its standard streams; said just before the word that ends the attempt, and only if there is something.
+
+    A word of its own, so that those of tasks that print nothing are as short as ever.
+    """
+
+    attempt: int
+    text: str
+
+
 @message(69)
 @record
 class FunctionRan:

@@ -10,6 +10,7 @@ import sys
 from typing import Any
 
 from localdask.preloads.plugins import WorkerPlugin
+from localdask.system.streams import Tee
 
 __all__ = ["LOG_TOPIC", "OUTPUT_TOPIC", "ForwardLogging", "ForwardOutput"]
 
@@ -27,7 +28,7 @@ class ForwardOutput(WorkerPlugin):
         """Put a writer before each of the two streams."""
         self._streams = {name: getattr(sys, name) for name in ("stdout", "stderr")}
         for number, (name, stream) in enumerate(self._streams.items(), 1):
-            setattr(sys, name, _ForwardedStream(stream, worker, number))
+            setattr(sys, name, _ForwardedStream(stream, name, worker, number))
 
     def teardown(self, worker: Any) -> None:
         """Take them away."""
@@ -36,24 +37,14 @@ class ForwardOutput(WorkerPlugin):
                 setattr(sys, name, stream)
 
 
-class _ForwardedStream:
-    """Writes to a stream, and tells of it."""
+class _ForwardedStream(Tee):
+    """Writes to a stream, and has the worker tell of it."""
 
-    def __init__(self, stream: Any, worker: Any, number: int) -> None:
-        self._stream = stream
-        self._worker = worker
-        self._number = number
+    def __init__(self, stream: Any, name: str, worker: Any, number: int) -> None:
+        def tell(text: str) -> None:
+            worker.log_event(OUTPUT_TOPIC, {"stream": number, "text": text, "worker": worker.name})
 
-    def write(self, text: str) -> int:
-        self._worker.log_event(OUTPUT_TOPIC, {"stream": self._number, "text": text, "worker": self._worker.name})
-        return int(self._stream.write(text))
-
-    def writelines(self, lines: Any) -> None:
-        for line in lines:
-            self.write(line)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
+        super().__init__(stream, name, tell)
 
 
 class ForwardLogging(WorkerPlugin):

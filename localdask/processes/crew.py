@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from math import inf
 from typing import Any
 
-from localdask.messages import TaskDone, TaskMissing, TaskRejoined, TaskSeceded, WorkerSpent
+from localdask.messages import TaskDone, TaskMissing, TaskRejoined, TaskSeceded, TaskWrote, WorkerSpent
 from localdask.processes.intake import Intake, KnownFunction
 from localdask.processes.moves import Moves
 from localdask.processes.runner import Runner
@@ -168,6 +168,8 @@ class Crew:
                 del job  # and with it the inputs, outside the lock
                 lock.acquire()
                 self._end(runner)
+            if runner.output.data:
+                intake.words.append(TaskWrote(task.attempt, runner.output.take()))
             intake.words.append(word)
             if moves is not None:
                 moves.ended(task, word)

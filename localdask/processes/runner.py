@@ -24,6 +24,7 @@ from localdask.errors import DataLostError, ProtocolError, SerializationError, T
 from localdask.messages import InterruptTask, RunTask, TaskDone, TaskErred, TaskMissing, TaskRescheduled
 from localdask.preloads.standins import real_distributed
 from localdask.processes.intake import Job, KnownFunction, Spilled
+from localdask.processes.task_output import TaskOutput
 from localdask.system.codec import dumps_result, loads, loads_arguments, loads_buffers
 from localdask.system.mappings import Mappings
 from localdask.system.outcomes import dumps_error
@@ -225,6 +226,8 @@ class Runner:
         How long that task took, from its unpickling to its result's pickle.
     mappings : Mappings
         What that task read of shared memory.
+    output : TaskOutput
+        What the task writes to the standard streams.
     worker : Worker or None
         The worker whose tasks it runs, once it has begun.
     """
@@ -241,6 +244,7 @@ class Runner:
         "loop",
         "mappings",
         "n_waits",
+        "output",
         "slots",
         "task",
         "worker",
@@ -261,6 +265,7 @@ class Runner:
         self.mappings = Mappings()
         self.loop: Any = None
         self.worker: Any = None
+        self.output = TaskOutput(self.is_executing)
 
     def move_in(self, worker: Any) -> None:
         """Begin in this thread."""
@@ -268,6 +273,11 @@ class Runner:
         _here.runner = self
         _in_threads[threading.get_ident()] = self
         _worker.set(worker)
+        self.output.move_in()
+
+    def is_executing(self) -> bool:
+        """Whether the board says that it executes an attempt."""
+        return self.board[self.index] != 0
 
     def run(self, job: Job) -> tuple[Any, Any]:
         """Run a task; return the word that tells of it, and its value (None unless that word is ``TaskDone``)."""
@@ -343,6 +353,7 @@ class Runner:
         _in_threads.pop(threading.get_ident(), None)
         _here.runner = None
         _worker.set(None)
+        self.output.move_out()
         if self.loop is not None:
             self.loop.close()
 

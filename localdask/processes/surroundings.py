@@ -16,11 +16,14 @@ import signal
 import sys
 from typing import Any
 
+from localdask.system.streams import Tee
+
 __all__ = ["Surroundings"]
 
 #: Copies of the standard descriptors go above this, out of the way of programs that count from 3.
 _SPARE_FD_MIN = 64
 _FDS = (0, 1, 2)
+_STREAMS = {"stdout": 1, "stderr": 2}
 _SIGNALS = (int(signal.SIGTERM), int(signal.SIGINT))
 
 
@@ -39,6 +42,7 @@ class Surroundings:
         self._handlers: tuple[Any, ...] = ()
         self._spares: dict[int, int] = {}
         self._identities: dict[int, tuple[int, int]] = {}
+        self._streams: dict[str, Any] = {}
         self.remember()
 
     def look(self) -> tuple[Any, ...]:
@@ -59,6 +63,7 @@ class Surroundings:
                 os.close(self._spares[fd])
             self._spares[fd] = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _SPARE_FD_MIN)
             self._identities[fd] = identity
+        self._streams = {name: getattr(sys, name) for name in _STREAMS}
 
     def restore(self, *, with_signals: bool = True) -> bool:
         """Put back what was changed; return whether anything was. Handlers can be set in the main thread only."""
@@ -75,12 +80,22 @@ class Surroundings:
             if _identity(fd) != identity:
                 os.dup2(self._spares[fd], fd)
                 changed = True
-        for name, fd in (("stdout", 1), ("stderr", 2)):
-            stream = getattr(sys, name)
-            if stream is None or getattr(stream, "closed", False):
-                setattr(sys, name, open(fd, "w", buffering=1, errors="backslashreplace", closefd=False))  # noqa: SIM115
+        for name, fd in _STREAMS.items():
+            if not _is_open(getattr(sys, name)):
+                setattr(sys, name, self._opened(name, fd))
                 changed = True
         return changed
+
+    def _opened(self, name: str, fd: int) -> Any:
+        """Return the remembered stream, open again if it was closed; or a new one."""
+        stream = self._streams[name]
+        if _is_open(stream):
+            return stream
+        opened = open(fd, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
+        if isinstance(stream, Tee):
+            stream.replace(opened)
+            return stream
+        return opened
 
     def _go_back(self) -> None:
         for place in (self._cwd, self._refuge, "/"):
@@ -96,6 +111,10 @@ class Surroundings:
             os.close(fd)
         self._spares.clear()
         self._identities.clear()
+
+
+def _is_open(stream: Any) -> bool:
+    return stream is not None and not getattr(stream, "closed", False)
 
 
 def _cwd() -> str:

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from localdask.errors import ExitWord
 from localdask.messages import BeginNanny, WorkerDown
 from localdask.processes.generation_words import RELOAD_WORDS, source_of, versions_of
+from localdask.processes.task_output import begin_keeping, end_keeping
 from localdask.processes.worker import Worker
 from localdask.records import replace
 from localdask.system.loop import Loop
@@ -93,6 +94,7 @@ class ThreadHandle:
 
     def _live(self, worker: Worker, upper: MemoryChannel, lower: MemoryChannel) -> None:
         failure: BaseException | None = None
+        begin_keeping()
         try:
             worker.start([source_of(row) for row in self._begin.worker_preloads])
             worker.serve()
@@ -101,6 +103,7 @@ class ThreadHandle:
         finally:
             worker.close()
             lower.close()
+            end_keeping()
             self._loop.call_soon_threadsafe(lambda: self._ended(failure))
 
     def _ended(self, failure: BaseException | None) -> None:

@@ -18,6 +18,7 @@ from localdask.errors import ProtocolError
 from localdask.messages import BootFailed
 from localdask.preloads.sources import Source
 from localdask.preloads.standins import install_standins
+from localdask.processes.task_output import begin_keeping
 from localdask.processes.worker import EXIT_LOST_PARENT, Worker, end_process
 from localdask.system import outcomes
 from localdask.system.board import map_board
@@ -56,6 +57,7 @@ def main(supervise_fd: int, data_fd: int, board_fd: int) -> NoReturn:
     signal.set_wakeup_fd(worker.bell_fd, warn_on_full_buffer=False)
     _Fork(worker).watch()
     install_standins()
+    begin_keeping()
     try:
         worker.start([Source.from_wire(row) for row in begin.preloads])
     except BaseException as error:

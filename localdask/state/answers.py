@@ -23,6 +23,7 @@ from localdask.messages import (
     TaskRejoined,
     TaskRescheduled,
     TaskSeceded,
+    TaskWrote,
 )
 from localdask.state import interrupts, lineage, placement
 from localdask.state.tasks import (
@@ -233,6 +234,12 @@ def _task_rejoined(state: SchedulerState, worker: WorkerState, message: TaskRejo
     worker.seceded.discard(message.attempt)
 
 
+def _task_wrote(state: SchedulerState, worker: WorkerState, message: TaskWrote) -> None:
+    task = worker.in_flight.get(message.attempt) or worker.leaving.get(message.attempt)
+    if task is not None and task.attempt == message.attempt:  # else it runs anew, and what that writes counts
+        task.output = message.text
+
+
 def _generations_run(state: SchedulerState, worker: WorkerState, message: GenerationsRun) -> None:
     worker.generations = message.generations
 
@@ -245,6 +252,7 @@ WORKER_WORDS: dict[type, Callable[[SchedulerState, WorkerState, Any], None]] = {
     TaskRescheduled: _task_rescheduled,
     KeyPublished: _key_published,
     TaskSeceded: _task_seceded,
+    TaskWrote: _task_wrote,
     TaskRejoined: _task_rejoined,
     GenerationsRun: _generations_run,
 }

@@ -193,6 +193,7 @@ def drop_value(state: SchedulerState, task: TaskState) -> None:
     task.payload = None
     task.is_publishing = task.is_spilled = False
     task.nbytes = 0
+    task.output = ""
 
 
 def lose_values(state: SchedulerState, tasks: Iterable[TaskState], worker: WorkerState) -> None:

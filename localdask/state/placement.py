@@ -256,6 +256,7 @@ def _hand_over(state: SchedulerState, task: TaskState, worker: WorkerState, fini
     assert function is not None, task
     state.n_attempts = attempt = state.n_attempts + 1
     task.attempt = attempt
+    task.output = ""
     task.worker = worker
     task.expected_s = expected = function.duration_s + OVERHEAD_S if function.duration_s >= 0 else UNKNOWN_S
     state.move(task, finish)

@@ -135,6 +135,7 @@ class TaskState:
         "n_waiters",
         "nbytes",
         "order",
+        "output",
         "payload",
         "priority",
         "restriction",
@@ -181,9 +182,16 @@ class TaskState:
         #: As in ``TaskSpec``.
         self.is_actor = False
         self.error: ErrorValue = None
+        #: What its last run wrote. It is kept here, for a client to ask for, because the worker may be dead by then.
+        self.output = ""
 
     def __repr__(self) -> str:
         return f"<TaskState {self.key!r} {self.state}>"
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it ran to an end, and is not to run again."""
+        return self.state in (MEMORY, ERRED)
 
     @property
     def is_wanted(self) -> bool:
