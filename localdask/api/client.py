@@ -298,6 +298,9 @@ class Client(Hearing, Collections, Awaiting, Control, Looking, Seeing, Registeri
             A prefix for the tasks' names, or their names.
         batch_size : int, optional
             Accepted for Dask's sake; tasks are always handed over in batches.
+        progress : bool, optional
+            Whether to show how far the tasks are, as ``localdask.progress`` does: in a terminal until they are done. It is the
+            function's own if that takes a keyword of this name, or any keyword.
         **kwargs
             The same for every call. The other parameters are those of ``submit``.
 
@@ -316,6 +319,7 @@ class Client(Hearing, Collections, Awaiting, Control, Looking, Seeing, Registeri
             from localdask.api.actors import Making  # noqa: PLC0415 - few make actors
 
             func, pure, actor = Making(func), False, True  # type: ignore[assignment]
+        show = _progress_wanted(func, kwargs) if "progress" in kwargs else None
         function, stored = self._pack_function(func)
         shared = list(stored)
         if kwargs:
@@ -337,6 +341,8 @@ class Client(Hearing, Collections, Awaiting, Control, Looking, Seeing, Registeri
                 specs = []
         if specs:
             made += self._submit(specs)
+        if show is not None:
+            show(made)
         return made
 
     def _key(self, function: Function, arguments: bytes, pure: bool) -> str:
@@ -596,3 +602,10 @@ def get_client(address: Any = None, timeout: Any = None, resolve_address: bool =
 
 
 futures_room.find_client.append(get_client)
+
+
+def _progress_wanted(func: Callable[..., Any], kwargs: dict[str, Any]) -> Callable[[Any], None] | None:
+    """Take ``progress`` out of the keywords of a map, unless it is the function's; return what shows it, or None."""
+    from localdask.api.progress import progress, takes_progress  # noqa: PLC0415 - few maps show how far they are
+
+    return progress if not takes_progress(func) and kwargs.pop("progress") else None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import html
 import importlib
+import inspect
 import sys
 import threading
 import time
@@ -20,7 +21,7 @@ from localdask.api.collections import futures_of
 from localdask.api.futures import FINISHED, PENDING, FutureState, dask_of
 from localdask.system.keys import group_of
 
-__all__ = ["Tally", "progress"]
+__all__ = ["Tally", "progress", "takes_progress"]
 
 #: How often the line is written anew, in seconds.
 TICK_S = 0.1
@@ -153,6 +154,15 @@ def progress(*futures: Any, notebook: bool | None = None, multi: bool = True, co
     else:
         show(tally, 0.0, False)  # here, so that it stands below this cell
     threading.Thread(target=copy_context().run, args=(_follow, client, tally, show), name="localdask-progress", daemon=True).start()
+
+
+def takes_progress(func: Callable[..., Any]) -> bool:
+    """Whether a function takes a keyword ``progress``, as far as can be told: else it is an option of ``map``."""
+    try:
+        parameters = inspect.signature(func).parameters
+    except (TypeError, ValueError):  # some builtins tell nothing
+        return True
+    return "progress" in parameters or any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
 
 
 def _follow(client: Any, tally: Tally, show: Callable[[Tally, float, bool], None]) -> None:

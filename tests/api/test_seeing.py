@@ -154,6 +154,24 @@ def test_progress_in_a_terminal_is_one_line_that_ends(client: Client, monkeypatc
     assert all(future.done() for future in futures)
 
 
+def test_map_shows_progress_unless_the_keyword_is_the_function_s(client: Client, capsys: pytest.CaptureFixture[str]) -> None:
+    def plain(x: int) -> int:
+        return x
+
+    def own(x: int, progress: bool = False) -> bool:
+        return progress
+
+    def anything(x: int, **kwargs: Any) -> Any:
+        return kwargs
+
+    assert client.gather(client.map(plain, range(3), progress=True)) == [0, 1, 2]
+    assert re.fullmatch(r"3 of 3 · in .*\n", capsys.readouterr().err)
+    assert client.gather(client.map(plain, range(3, 6), progress=False)) == [3, 4, 5]
+    assert client.gather(client.map(own, [1], progress=True)) == [True]
+    assert client.gather(client.map(anything, [1], progress=True)) == [{"progress": True}]
+    assert capsys.readouterr().err == ""
+
+
 def test_progress_in_a_notebook_returns_at_once_and_follows(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[str] = []
 

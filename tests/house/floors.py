@@ -292,6 +292,7 @@ DEAR_ROOMS: dict[str, str] = {
     "api.actors": "5 ms; only who makes an actor, or is given one, needs it, and with it what runs in workers",
     "api.executor": "6 ms; only a client that is asked for an executor needs it",
     "api.parts": "20 ms; only a cluster that is made needs it, and its launcher starts meanwhile",
+    "api.progress": "3 ms; only who looks how far tasks are needs it",
     "api.report": "1 ms; only who asks for a report needs it",
     "api.portraits": "2 ms; only a notebook shows one",
     "api.plugin_reloads": "only a plugin that is reloaded needs it, and the watcher with it",
