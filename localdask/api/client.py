@@ -11,7 +11,6 @@ import functools
 import os
 import threading
 import weakref
-from collections import deque
 from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Mapping
 from queue import Queue, SimpleQueue
 from types import TracebackType
@@ -33,6 +32,7 @@ from localdask.api.likeness import Likeness, take_client_words
 from localdask.api.links import Link, SchedulerLink, SocketLink, TaskLink, check_same_cluster
 from localdask.api.looking import Looking
 from localdask.api.plugins import Registering
+from localdask.api.releasing import Releasing
 from localdask.api.seeing import Seeing
 from localdask.api.topics import Listening
 from localdask.errors import ClosedClientError, ClosedClusterError
@@ -70,7 +70,9 @@ def _begun_digest(function_id: str) -> Any:
     return blake2b(function_id.encode("utf-8", "surrogatepass"), digest_size=16)
 
 
-class Client(Hearing, Collections, Awaiting, Control, Looking, Seeing, Registering, Listening, Publishing, Asking, Executing, Likeness):
+class Client(
+    Hearing, Releasing, Collections, Awaiting, Control, Looking, Seeing, Registering, Listening, Publishing, Asking, Executing, Likeness
+):
     """Submit work to a cluster and get its results. Meanings as in ``distributed.Client``.
 
     Parameters
@@ -152,12 +154,11 @@ class Client(Hearing, Collections, Awaiting, Control, Looking, Seeing, Registeri
         self.status = "running"
         self._states: dict[str, weakref.ref[FutureState]] = {}
         self._submitting = threading.RLock()
-        self._dropped: deque[str] = deque()
-        self._is_dropping = False
         self._n_impure = 0
         self._pid = os.getpid()
         self._preloads: Preloads | None = None
         self._begin_asking()
+        self._begin_releasing()
         self._begin_storing()
         self._link.connect(self.id, self._deliver)
         if set_as_default:
@@ -319,7 +320,11 @@ class Client(Hearing, Collections, Awaiting, Control, Looking, Seeing, Registeri
             from localdask.api.actors import Making  # noqa: PLC0415 - few make actors
 
             func, pure, actor = Making(func), False, True  # type: ignore[assignment]
-        show = _progress_wanted(func, kwargs) if "progress" in kwargs else None
+        show = None
+        if "progress" in kwargs:
+            from localdask.api.progress import take_progress  # noqa: PLC0415 - few maps show how far they are
+
+            show = take_progress(func, kwargs)
         function, stored = self._pack_function(func)
         shared = list(stored)
         if kwargs:
@@ -423,39 +428,6 @@ class Client(Hearing, Collections, Awaiting, Control, Looking, Seeing, Registeri
     def future_of_key(key: str) -> Future[Any]:
         """Return a future of a key in the current client: what a pickled future becomes."""
         return Future(key, get_client())
-
-    # ── letting go ───────────────────────────────────────────────────────────
-
-    def _drop(self, key: str) -> None:
-        """The last future of a key went. Runs in a ``__del__``: no lock is taken here."""
-        self._dropped.append(key)
-        if not self._is_dropping and self.status == "running":
-            try:
-                self._is_dropping = True
-                self._link.call_soon(self._release_dropped)
-            except BaseException:  # an interrupt: the next drop asks again
-                self._is_dropping = False
-                raise
-
-    def _release_dropped(self) -> None:
-        with self._submitting:
-            self._is_dropping = False
-            keys = self._take_dropped()
-            if keys and self.status == "running":
-                self._link.post([ReleaseKeys(self.id, keys)])
-
-    def _take_dropped(self) -> list[str]:
-        """Return the dropped keys that nobody has made a future of since."""
-        keys = []
-        while self._dropped:
-            key = self._dropped.popleft()
-            ref = self._states.get(key)
-            state = ref() if ref is not None else None
-            if ref is not None and (state is None or state.is_gone):
-                del self._states[key]
-                keys.append(key)
-            del state
-        return keys
 
     # ── control ──────────────────────────────────────────────────────────────
 
@@ -602,10 +574,3 @@ def get_client(address: Any = None, timeout: Any = None, resolve_address: bool =
 
 
 futures_room.find_client.append(get_client)
-
-
-def _progress_wanted(func: Callable[..., Any], kwargs: dict[str, Any]) -> Callable[[Any], None] | None:
-    """Take ``progress`` out of the keywords of a map, unless it is the function's; return what shows it, or None."""
-    from localdask.api.progress import progress, takes_progress  # noqa: PLC0415 - few maps show how far they are
-
-    return progress if not takes_progress(func) and kwargs.pop("progress") else None

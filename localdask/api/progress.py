@@ -21,7 +21,7 @@ from localdask.api.collections import futures_of
 from localdask.api.futures import FINISHED, PENDING, FutureState, dask_of
 from localdask.system.keys import group_of
 
-__all__ = ["Tally", "progress", "takes_progress"]
+__all__ = ["Tally", "progress", "take_progress"]
 
 #: How often the line is written anew, in seconds.
 TICK_S = 0.1
@@ -156,13 +156,15 @@ def progress(*futures: Any, notebook: bool | None = None, multi: bool = True, co
     threading.Thread(target=copy_context().run, args=(_follow, client, tally, show), name="localdask-progress", daemon=True).start()
 
 
-def takes_progress(func: Callable[..., Any]) -> bool:
-    """Whether a function takes a keyword ``progress``, as far as can be told: else it is an option of ``map``."""
+def take_progress(func: Callable[..., Any], kwargs: dict[str, Any]) -> Callable[..., None] | None:
+    """Take ``progress`` out of a map's keywords, unless it may be the function's own; return what shows it, if it was true."""
     try:
         parameters = inspect.signature(func).parameters
     except (TypeError, ValueError):  # some builtins tell nothing
-        return True
-    return "progress" in parameters or any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+        return None
+    if "progress" in parameters or any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return None
+    return progress if kwargs.pop("progress") else None
 
 
 def _follow(client: Any, tally: Tally, show: Callable[[Tally, float, bool], None]) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from localdask import Client, Future, KilledWorker, LocalCluster, as_completed, fire_and_forget, get_client, get_worker, wait
+from localdask.api.futures import FutureState
 from localdask.errors import ClosedClientError, FutureCancelledError, SerializationError, StartError, WorkerStartTimeoutError
 from tests.conftest import wait_until
 
@@ -412,6 +413,20 @@ def test_a_task_that_kills_its_worker_fails_after_the_allowed_deaths(cluster: Lo
             client.submit(os._exit, 3).result(timeout=60)
         assert caught.value.allowed_failures == 3 and "exit code 3" in str(caught.value)
         assert client.gather(client.map(inc, range(100))) == list(range(1, 101))
+
+
+def test_what_an_interrupt_kept_from_being_let_go_is_let_go_later(
+    client: Client, shared_cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    future = client.submit(inc, 12345)
+    future.result()
+    key = future.key
+    with monkeypatch.context() as patch:
+        patch.setattr(FutureState, "__del__", lambda state: None)  # as if Ctrl-C had come right in it
+        del future
+    for number in range(200):
+        client.submit(inc, number).result()
+    wait_until(lambda: key not in shared_cluster.scheduler.state.tasks)
 
 
 @pytest.mark.parametrize("nest", [lambda future: future, lambda future: [future], lambda future: {"a": (1, future)}])

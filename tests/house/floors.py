@@ -141,6 +141,7 @@ STACKS: dict[str, tuple[tuple[str, ...], ...]] = {
             "actors",
             "handing",
             "hearing",
+            "releasing",
             "waiting",
             "awaiting",
             "scattering",
