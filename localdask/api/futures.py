@@ -620,7 +620,7 @@ class as_completed(Generic[R]):
         return future
 
     def _remaining(self) -> float | None:
-        return None if self._deadline is None else max(self._deadline - time.monotonic(), 0)
+        return None if self._deadline is None else min(max(self._deadline - time.monotonic(), 0), threading.TIMEOUT_MAX)
 
     def _shown(self, future: Future[R]) -> Any:
         if not self.with_results:

@@ -10,6 +10,7 @@ from localdask.api.client import Client
 from localdask.api.coordination import Coordinated, value_of
 from localdask.api.futures import parse_timeout
 from localdask.api.handing import kept, pack, taken, tell
+from localdask.sizing import check_count
 
 __all__ = ["Queue"]
 
@@ -43,7 +44,7 @@ class Queue(Coordinated):
 
     def __init__(self, name: str | None = None, client: Client | None = None, maxsize: int = 0) -> None:
         super().__init__(name, client)
-        self.maxsize = maxsize
+        self.maxsize = check_count("maxsize", maxsize) or 0
 
     def __reduce__(self) -> Any:
         return type(self), (self.name, None, self.maxsize)

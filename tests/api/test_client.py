@@ -186,6 +186,12 @@ def test_as_completed_yields_in_order_of_completion_and_takes_more_on_the_way(cl
     assert {future.result() for future in waiting} == {1, 42}
 
 
+@pytest.mark.parametrize("timeout", [float("inf"), 1e12])
+def test_as_completed_waits_for_as_long_as_anybody_says(client: Client, timeout: float) -> None:
+    future = client.submit(slow, 3, 0.05, pure=False)
+    assert list(as_completed([future], timeout=timeout)) == [future]
+
+
 def test_as_completed_with_results(client: Client) -> None:
     assert sorted(result for _, result in as_completed(client.map(inc, range(4)), with_results=True)) == [1, 2, 3, 4]
 

@@ -247,3 +247,8 @@ def test_metadata_are_nested_plain_data(client: Client) -> None:
         client.get_metadata("nothing")
     with pytest.raises(TypeError, match="object"):
         client.set_metadata("name", object())
+
+
+def test_the_room_of_a_queue_is_a_whole_number(client: Client) -> None:
+    with pytest.raises(UsageError, match="maxsize='x'; it is a whole number"):
+        Queue("roomy", client=client, maxsize="x")  # type: ignore[arg-type]
