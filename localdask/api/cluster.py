@@ -452,6 +452,26 @@ class LocalCluster:
         """Return a client of this cluster."""
         return client_room.Client(self)
 
+    def get_logs(self, cluster: bool = True, scheduler: bool = True, workers: bool | list[str] = True) -> dict[str, str]:
+        """Return what happened, under ``"Scheduler"``, and what each worker wrote, by its address: the oldest line first. As in Dask.
+
+        Parameters
+        ----------
+        cluster : bool
+            Accepted for Dask's sake: the cluster and its scheduler are one here.
+        scheduler : bool, default True
+            Whether to tell what happened to the cluster.
+        workers : bool or list of str, default True
+            Whether to give what workers wrote, or of which, by name or address.
+        """
+        texts = {}
+        with client_room.Client(self, set_as_default=False) as client:
+            if scheduler:
+                texts["Scheduler"] = "\n".join(line for _, line in reversed(client.get_scheduler_logs()))
+            for address, lines in client.get_worker_logs(workers=None if workers is True else workers).items() if workers else ():
+                texts[address] = "\n".join(line for _, line in reversed(lines))
+        return texts
+
     # ── changing ─────────────────────────────────────────────────────────────
 
     def scale(self, n: int = 0, memory: str | float | None = None, cores: int | None = None) -> None:

@@ -277,6 +277,11 @@ class Future(Generic[R]):
     #: Dask's other name of ``client``.
     executor = client
 
+    def bind_client(self, client: Any) -> None:
+        """Belong to another client of the same cluster from now on. In Dask, what a task was given needs it; here it is bound already."""
+        if client is not self._client:
+            self._client, self._state = client, client._attach(self.key)
+
     @property
     def status(self) -> str:
         """``"pending"``, ``"finished"``, ``"error"``, ``"cancelled"`` or ``"lost"``."""
@@ -319,13 +324,11 @@ class Future(Generic[R]):
         Exception
             What the task raised, with its type, notes and remote traceback.
         """
-        value: R = self._client._value_of(self._state, parse_timeout(timeout))
-        return value
+        return self._client._value_of(self._state, parse_timeout(timeout))  # type: ignore[no-any-return]
 
     def exception(self, timeout: float | str | None = None) -> BaseException | None:
         """Wait for the task and return what it raised, or None."""
-        error: BaseException | None = self._client._exception_of(self._state, parse_timeout(timeout))
-        return error
+        return self._client._exception_of(self._state, parse_timeout(timeout))  # type: ignore[no-any-return]
 
     def traceback(self, timeout: float | str | None = None) -> TracebackType | None:
         """Wait for the task and return the traceback of what it raised, or None."""
@@ -614,10 +617,9 @@ class as_completed(Generic[R]):
     def _take_next(self, queue: SimpleQueue[Any]) -> Future[R]:
         try:
             with self._client._link.blocking():
-                future: Future[R] = queue.get(timeout=self._remaining())
+                return queue.get(timeout=self._remaining())  # type: ignore[no-any-return]
         except Empty:
             raise TimeoutError(f"timed out after {self._timeout} s.") from None
-        return future
 
     def _remaining(self) -> float | None:
         return None if self._deadline is None else min(max(self._deadline - time.monotonic(), 0), threading.TIMEOUT_MAX)

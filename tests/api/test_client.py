@@ -444,3 +444,23 @@ def test_a_future_of_another_cluster_is_refused_at_once_and_named(client: Client
         with pytest.raises(ValueError, match=f"{future.key}.*give its result"):
             client.map(str, [nest(future)])
         assert future.result() == 1
+
+
+def test_a_future_may_be_bound_to_another_client_of_its_cluster(client: Client, shared_cluster: LocalCluster) -> None:
+    with Client(shared_cluster, set_as_default=False) as other:
+        future = other.submit(inc, 41, pure=False)
+        future.bind_client(client)
+        future.bind_client(client)
+        assert future.client is client
+    assert future.result() == 42
+
+
+def test_a_cluster_gives_the_logs_of_its_workers_and_what_happened(client: Client, shared_cluster: LocalCluster) -> None:
+    future = client.submit(print, "written in a task", workers="w0", pure=False)
+    future.result()
+    addresses = {name: shared_cluster.worker_address(name) for name in ("w0", "w1")}
+    wait_until(lambda: "written in a task" in shared_cluster.get_logs()[addresses["w0"]])
+    assert set(shared_cluster.get_logs()) == {"Scheduler", *addresses.values()}
+    assert "worker-joined" in shared_cluster.get_logs(workers=False)["Scheduler"]
+    assert set(shared_cluster.get_logs(scheduler=False, workers=["w1"])) == {addresses["w1"]}
+    assert get_client() is client
