@@ -135,12 +135,12 @@ def parse_bytes(value: str | float) -> int:
     return int(number * _BYTES[unit])
 
 
-def check_count(name: str, value: int | None) -> int | None:
-    """Return a whole number, or None; raise ``UsageError`` for anything else."""
+def check_count(name: str, value: int | None, of: str = "") -> int | None:
+    """Return a whole number, or None; raise ``UsageError`` for anything else, which tells what it is the number ``of``."""
     try:
         return None if value is None else operator.index(value)
     except TypeError:
-        raise UsageError(f"{name}={value!r}; it is a whole number") from None
+        raise UsageError(f"{name}={value!r}; it is a whole number{of}") from None
 
 
 def parse_duration(value: str | float | timedelta | None) -> float | None:

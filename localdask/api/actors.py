@@ -13,7 +13,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from localdask.api.asking import Answer
-from localdask.api.futures import Future, LoopWaiter, find_client, parse_timeout
+from localdask.api.futures import Future, find_client, parse_timeout
 from localdask.errors import UsageError
 from localdask.processes.actor_calls import CALL_ACTOR
 from localdask.processes.actors import present_actor
@@ -178,11 +178,7 @@ class ActorFuture:
 
     async def _soon(self) -> Any:
         if self._answer.word is None:
-            waiter = LoopWaiter(1)
-            with self._client._link.lock:
-                self._answer.watch(waiter.notify)
-            with self._client._link.blocking():
-                await waiter.wait(None)
+            await self._answer.wait_soon(self._client._link)
         return self._value()
 
     def _value(self) -> Any:

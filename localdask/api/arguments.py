@@ -6,7 +6,6 @@ runs nothing of them.
 
 from __future__ import annotations
 
-import operator
 import os
 import re
 from typing import TYPE_CHECKING, Any
@@ -43,10 +42,7 @@ def read_lifetime(duration: Any, stagger: Any, restart: bool | None, tasks: int 
     given = {"duration": duration, "stagger": stagger, "restart": restart, "tasks": tasks, "memory": memory}
     known = {key: config.get(f"worker.lifetime.{key}", None) if value is None else value for key, value in given.items()}
     seconds = {key: None if known[key] is None else sizing.parse_duration(known[key]) for key in ("duration", "stagger")}
-    try:
-        n_tasks = None if known["tasks"] is None else operator.index(known["tasks"])
-    except TypeError:
-        raise UsageError(f"lifetime_tasks={known['tasks']!r}; it is a whole number of tasks (worker.lifetime.tasks)") from None
+    n_tasks = sizing.check_count("lifetime_tasks", known["tasks"], " of tasks (worker.lifetime.tasks)")
     nbytes = None if known["memory"] is None or not processes else sizing.parse_bytes(known["memory"])
     return check_lifetime(seconds["duration"], seconds["stagger"] or 0.0, bool(known["restart"]), n_tasks, nbytes)
 

@@ -55,6 +55,14 @@ class Answer:
         self._came.put(None)  # for who else waits
         return True
 
+    async def wait_soon(self, link: Link) -> None:
+        """Wait for the answer in a coroutine of any loop."""
+        waiter = LoopWaiter(1)
+        with link.lock:
+            self.watch(waiter.notify)
+        with link.blocking():
+            await waiter.wait(None)
+
     def value(self) -> Any:
         """Return what was answered, or raise it."""
         assert self.word is not None, "nothing was answered yet"
@@ -91,12 +99,8 @@ class Asking:
     async def _ask_soon(self, what: str, *arguments: Any) -> Any:
         """As ``_ask``, in a coroutine."""
         answer = self._ask_nowait(what, *arguments)
-        waiter = LoopWaiter(1)
         try:
-            with self._link.lock:
-                answer.watch(waiter.notify)
-            with self._link.blocking():
-                await waiter.wait(None)
+            await answer.wait_soon(self._link)
         finally:
             if answer.word is None:
                 self._withdraw(answer)

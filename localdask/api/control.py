@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from localdask.api.futures import parse_timeout
 from localdask.errors import StartError
 from localdask.system import codec, outcomes
+from localdask.system.signatures import parameters_of
 
 R = TypeVar("R")
 
@@ -136,12 +137,6 @@ def _outcome(address: str, answer: bytes | None, who: str) -> Any:
 
 def call_with_scheduler(scheduler: Any, function: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
     """Call a user's function; its parameter ``dask_scheduler``, if it has one, is given the scheduler."""
-    import inspect  # noqa: PLC0415 - slow to import, and rarely needed
-
-    try:
-        parameters = inspect.signature(function).parameters
-    except (TypeError, ValueError):  # some functions written in C do not tell
-        parameters = {}  # type: ignore[assignment]
-    if "dask_scheduler" in parameters:
+    if "dask_scheduler" in (parameters_of(function) or ()):
         kwargs = {**kwargs, "dask_scheduler": scheduler}
     return function(*args, **kwargs)

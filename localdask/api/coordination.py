@@ -8,7 +8,6 @@ here is taken back there.
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -80,22 +79,10 @@ class Coordinated:
 
     async def _do_soon(self, what: str, *arguments: Any, then: Callable[[Client, Answer], T], undo: Undo = _no_undo) -> T:
         """As ``_do``, in a coroutine of any client."""
-        import asyncio  # noqa: PLC0415 - only asynchronous users pay for it
-
-        loop = asyncio.get_running_loop()
-        came = asyncio.Event()
-
-        def wake(answer: Answer) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop was closed: nobody awaits it
-                loop.call_soon_threadsafe(came.set)
-
         client = self.client
         answer = client._ask_nowait(what, *arguments)
         try:
-            with client._link.lock:
-                answer.watch(wake)
-            with client._link.blocking():
-                await came.wait()
+            await answer.wait_soon(client._link)
             return then(client, answer)
         except BaseException:
             client._withdraw(answer)

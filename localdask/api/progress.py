@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import html
 import importlib
-import inspect
 import sys
 import threading
 import time
@@ -20,6 +19,7 @@ from typing import Any, TextIO
 from localdask.api.collections import futures_of
 from localdask.api.futures import FINISHED, PENDING, FutureState, dask_of
 from localdask.system.keys import group_of
+from localdask.system.signatures import parameters_of
 
 __all__ = ["Tally", "progress", "take_progress"]
 
@@ -158,11 +158,8 @@ def progress(*futures: Any, notebook: bool | None = None, multi: bool = True, co
 
 def take_progress(func: Callable[..., Any], kwargs: dict[str, Any]) -> Callable[..., None] | None:
     """Take ``progress`` out of a map's keywords, unless it may be the function's own; return what shows it, if it was true."""
-    try:
-        parameters = inspect.signature(func).parameters
-    except (TypeError, ValueError):  # some builtins tell nothing
-        return None
-    if "progress" in parameters or any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+    parameters = parameters_of(func)
+    if parameters is None or "progress" in parameters or any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return None
     return progress if kwargs.pop("progress") else None
 

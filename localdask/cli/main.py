@@ -123,12 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         _write_no_more()  # nobody reads what we print
         code = EXIT_FAILED
     except (ValueError, RuntimeError, OSError) as error:
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
-            _print_error("the output cannot be written: its disk is full")
-            _write_no_more()
-            code = EXIT_FAILED
-        else:
-            code = _tell(error)
+        code = _tell(error)
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -159,6 +154,10 @@ def _tell(error: Exception) -> int:
         # The preload's own options: what click would have printed, help included.
         print("\n".join(escape(line) for line in str(error).splitlines()), file=sys.stderr if error.exit_code else sys.stdout)
         return error.exit_code
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
+        _print_error("the output cannot be written: its disk is full")
+        _write_no_more()
+        return EXIT_FAILED
     codes = {
         errors.UsageError: EXIT_USAGE,
         errors.ClusterNotFoundError: EXIT_NOT_FOUND,

@@ -21,6 +21,7 @@ from localdask.processes import runner as running
 from localdask.processes.plugin_words import PluginWords
 from localdask.processes.surroundings import Surroundings
 from localdask.system import codec, outcomes
+from localdask.system.signatures import parameters_of
 
 __all__ = ["Calls", "call_function", "outcome_of", "tell_outcome"]
 
@@ -73,12 +74,7 @@ def _takes(function: Any, name: str) -> bool:
     if type(plain) is FunctionType and not hasattr(plain, "__wrapped__"):
         code = plain.__code__
         return name in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
-    import inspect  # noqa: PLC0415 - 9 ms, and a plain function needs it not
-
-    try:
-        return name in inspect.signature(function).parameters
-    except (TypeError, ValueError):  # a built-in one without a signature
-        return False
+    return name in (parameters_of(function) or ())
 
 
 class Calls:

@@ -80,7 +80,11 @@ class FreeSegments:
                 os.rename(os.path.join(self._folder, name), path)
             except FileNotFoundError:  # somebody else has it, or its time was over
                 continue
-            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            except OSError:  # no descriptor is left
+                os.unlink(path)
+                raise
             if _is_unread(fd):
                 if size > nbytes:
                     os.ftruncate(fd, nbytes)

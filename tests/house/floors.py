@@ -76,6 +76,7 @@ STACKS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("environment",),
         ("memory",),
         ("streams",),
+        ("signatures",),
         ("versions",),
         ("keys",),
         ("news", "watcher"),
