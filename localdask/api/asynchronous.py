@@ -161,6 +161,16 @@ class _Begun:
         raise TypeError(f"write `async with {what}(asynchronous=True)`, in a coroutine; or leave asynchronous=True out")
 
 
+def _aside(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a method that blocks as one that holds no event loop: where a loop runs, it runs in a thread and is awaited."""
+
+    @functools.wraps(method)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return in_thread(method, self, *args, **kwargs) if in_loop() else method(self, *args, **kwargs)
+
+    return call
+
+
 class AsynchronousCluster(_Begun, LocalCluster):
     """A ``LocalCluster`` for coroutines. It starts when it is awaited or entered."""
 
@@ -177,6 +187,13 @@ class AsynchronousCluster(_Begun, LocalCluster):
         if self.status == "closed":
             return Done(None)
         return in_thread(LocalCluster.close, self, timeout) if in_loop() else super().close(timeout)
+
+    wait_for_workers = _aside(LocalCluster.wait_for_workers)
+    wait_for_generation = _aside(LocalCluster.wait_for_generation)
+    reload = _aside(LocalCluster.reload)
+    restart = _aside(LocalCluster.restart)
+    retire_workers = _aside(LocalCluster.retire_workers)
+    get_logs = _aside(LocalCluster.get_logs)
 
     def get_client(self) -> Any:
         """Return an asynchronous client of this cluster."""

@@ -314,3 +314,22 @@ def test_workers_are_replaced_though_the_thread_that_began_them_is_gone() -> Non
             assert await client.submit(increase, 2) == 3
 
     asyncio.run(main())
+
+
+def test_a_cluster_s_methods_that_block_are_awaited(tmp_path: Path) -> None:
+    preload = tmp_path / "setup.py"
+    preload.write_text("def dask_setup(worker): pass")
+
+    async def go() -> None:
+        async with LocalCluster(n_workers=1, preload=str(preload), asynchronous=True) as cluster:
+            await cluster.wait_for_workers(1)
+            record, n_turns = await turns_while(cluster.reload())
+            assert record.outcome == "swapped"
+            assert n_turns > 1
+            await cluster.wait_for_generation(2)
+            logs = await cluster.get_logs()
+            assert "worker-joined" in logs["Scheduler"]
+            await cluster.restart()
+            assert list(await cluster.retire_workers(["w0"])) == [cluster.worker_address("w0")]
+
+    asyncio.run(go())
