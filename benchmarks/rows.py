@@ -17,14 +17,13 @@ from statistics import median
 from typing import Any
 
 from benchmarks import collections, processes
+from benchmarks.parcels import parcel_of, peak_mb
 from benchmarks.system import System, running, start_warm
 from benchmarks.tasks import (
     array_of,
     frame_of,
     inc,
     negated,
-    parcel_of,
-    peak_mb,
     size,
     small_array_of,
     small_bytes_of,

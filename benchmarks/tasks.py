@@ -1,4 +1,7 @@
-"""What the benchmarks run: functions that every system can import in its workers."""
+"""What the benchmarks run: functions that every system can import in its workers.
+
+This imports next to nothing, because the first task of each worker does it within a start that is timed.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,6 @@ import os
 import time
 from importlib import import_module
 from typing import Any
-
-from benchmarks.processes import memory_mb
 
 
 def inc(number: int) -> int:
@@ -44,28 +45,6 @@ def total(array: Any) -> float:
 
 def total_again(array: Any, _: int) -> float:
     return total(array)
-
-
-class Parcel:
-    """An array that has all memory weighed while it is unpickled, which is when some systems hold it most often."""
-
-    def __init__(self, array: Any, root: int) -> None:
-        total(array)
-        self.array = array
-        self.root = root
-        self.memory_mb = memory_mb(root)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Parcel, (self.array, self.root)
-
-
-def parcel_of(n_bytes: int, root: int) -> Parcel:
-    return Parcel(array_of(1, n_bytes), root)
-
-
-def peak_mb(parcel: Parcel, _: int = 0) -> float:
-    """Return the memory of a process and all below it, now or when the array was unpickled, whichever is more."""
-    return max(parcel.memory_mb, memory_mb(parcel.root))
 
 
 def size(data: bytes) -> int:
