@@ -254,19 +254,16 @@ def read_cgroup_limits(cgroups: str = _CGROUPS, own_cgroups: str = "/proc/self/c
     quotas: list[float] = []
     caps: list[int] = []
     for controllers, group in _own_groups(own_cgroups):
-        roots = [cgroups] if not controllers else [os.path.join(cgroups, name) for name in (controllers, *controllers.split(","))]
-        for root in roots:
-            for folder in _upward(root, group):
-                quotas += _quotas(folder)
-                caps += _caps(folder)
+        for folder in _folders(cgroups, controllers, group):
+            quotas += _quotas(folder)
+            caps += _caps(folder)
     return min(quotas, default=None), min(caps, default=None)
 
 
 def read_oom_kills(cgroups: str = _CGROUPS, own_cgroups: str = "/proc/self/cgroup") -> int | None:
     """Return how many processes of this one's control group the kernel has killed for want of memory; None where it does not say."""
     for controllers, group in _own_groups(own_cgroups):
-        roots = [cgroups] if not controllers else [os.path.join(cgroups, name) for name in (controllers, *controllers.split(","))]
-        for folder in (folder for root in roots for folder in _upward(root, group)):
+        for folder in _folders(cgroups, controllers, group):
             for file in ("memory.events", "memory.oom_control"):
                 words = _words(os.path.join(folder, file))
                 if "oom_kill" in words:
@@ -281,24 +278,28 @@ def _own_groups(own_cgroups: str) -> list[tuple[str, str]]:
     return [(row[1], row[2]) for row in rows if len(row) == 3 and (row[1] == "" or {"cpu", "memory"} & {*row[1].split(",")})]
 
 
-def _upward(root: str, group: str) -> list[str]:
+def _folders(cgroups: str, controllers: str, group: str) -> list[str]:
+    """Return the folders of a group and of those above it. Version 1 mounts controllers that share one by all names, or by each."""
+    roots = [os.path.join(cgroups, name) for name in dict.fromkeys((controllers, *controllers.split(",")))]
     parts = [part for part in group.split("/") if part and part != ".."]
-    return [os.path.join(root, *parts[:depth]) for depth in range(len(parts), -1, -1)]
+    return [os.path.join(root, *parts[:depth]) for root in roots for depth in range(len(parts), -1, -1)]
 
 
 def _words(path: str, *, split_lines: bool = False) -> list[str]:
     """Return the words (or lines) of a kernel's file; none when it is not there."""
     try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            text = file.read()
+        with open(path, "rb", buffering=0) as file:
+            text = file.read().decode(errors="replace")
     except OSError:
         return []
     return text.splitlines() if split_lines else text.split()
 
 
 def _numbers(path: str) -> list[int]:
-    words = _words(path)
-    return [int(word) for word in words] if words and all(re.fullmatch(r"-?[0-9]+", word) for word in words) else []
+    try:
+        return [int(word) for word in _words(path)]
+    except ValueError:
+        return []  # "max"
 
 
 def _quotas(folder: str) -> list[float]:
