@@ -248,7 +248,7 @@ class LocalCluster:
         self.status = "starting"
         _open_clusters.add(self)
         try:
-            self._supervisor.start_ahead(self._plan.n_workers)
+            self._supervisor.start_ahead(self._plan.n_workers, with_workers=not self._sources["nanny"])
             places = segments.temporary_places()
             if self._settings["local_directory"] is not None:
                 make_local_directory(self._settings["local_directory"])

@@ -16,10 +16,14 @@ from localdask.records import field, record
 @message(80)
 @record
 class ForkNanny:
-    """Start a nanny on the descriptor that travels with this word. ``method`` is "fork" or "spawn"."""
+    """Start a nanny on the descriptor that travels with this word. ``method`` is "fork" or "spawn".
+
+    ``with_worker`` lets it fork its worker at once: it will have nothing to do before.
+    """
 
     ticket: int
     method: str
+    with_worker: bool = False
 
 
 # ── cluster ↔ nanny ──────────────────────────────────────────────────────────
@@ -170,13 +174,17 @@ class WorkerResumed:
 @message(120)
 @record
 class BeginWorker:
-    """The first word to a worker on its supervise pipe."""
+    """The first word to a worker on its supervise pipe.
+
+    ``place`` is (environment, working folder, search path) for one that was forked before its nanny had them.
+    """
 
     name: str
     life: int
     cluster: str
     settings: dict[str, Any]
     preloads: list[Any]
+    place: tuple[dict[str, str], str, list[str]] | None = None
 
 
 @message(113)

@@ -53,21 +53,21 @@ class Launcher:
         fds = self._channel.take_fds()
         for word, fd in zip(words, fds, strict=False):
             if isinstance(word, ForkNanny):
-                self._start(word.method, fd)
+                self._start(word, fd)
             os.close(fd)
 
-    def _start(self, method: str, fd: int) -> None:
+    def _start(self, word: ForkNanny, fd: int) -> None:
         # A nanny that cannot be made is seen at the other end of its pipe, which closes.
-        if method == "spawn":
+        if word.method == "spawn":
             code = f"import sys; sys.path[:] = {sys.path!r}; from localdask.processes.nanny import main; main({fd})"
             self._pids.add(process.spawn([sys.executable, "-c", code], pass_fds=[fd], new_session=True))
         else:
-            self._pids.add(process.fork(lambda: self._be_nanny(fd)))
+            self._pids.add(process.fork(lambda: self._be_nanny(fd, word.with_worker)))
 
-    def _be_nanny(self, fd: int) -> None:
+    def _be_nanny(self, fd: int, with_worker: bool) -> None:
         process.close_other_descriptors([fd])
         os.setsid()
-        nanny.main(fd)
+        nanny.main(fd, with_worker=with_worker)
 
     def _collect(self) -> None:
         while self._pids:

@@ -37,15 +37,18 @@ def begin_launcher() -> None:
         _living_launcher()
 
 
-def start_nanny(method: str) -> PrivatePipe:
-    """Ask for a nanny, and return the pipe to it. The pipe tells the rest: the nanny speaks, or it closes."""
+def start_nanny(method: str, *, with_worker: bool = False) -> PrivatePipe:
+    """Ask for a nanny, and return the pipe to it. The pipe tells the rest: the nanny speaks, or it closes.
+
+    ``with_worker`` has its worker forked at once; for a nanny that has no preloads.
+    """
     global _n_tickets
     ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         with _lock:
             _n_tickets += 1
             channel = _living_launcher()
-            channel.send([ForkNanny(_n_tickets, method)], fds=[its.fileno()])
+            channel.send([ForkNanny(_n_tickets, method, with_worker)], fds=[its.fileno()])
             while not channel.flush():
                 channel.wait_for_message(0.01)
     except BaseException:

@@ -224,7 +224,10 @@ class NannyHandle:
     def _start_child(self, command: sv.StartChild) -> list[Any]:
         self._was_told_why = False
         try:
-            self._private = self._ahead.pop() if self._ahead else launching.start_nanny(self._method)
+            if self._ahead:
+                self._private = self._ahead.pop()
+            else:
+                self._private = launching.start_nanny(self._method, with_worker=not self._begin.nanny_preloads)
         except (StartError, OSError) as error:
             self._keeper.wrote_lines(self.name, 2, [f"nanny {self.name} did not start: {error}"])
             return [sv.StartRefused(command.life)]

@@ -16,7 +16,6 @@ The keys of ``BeginNanny.settings``, which both sides know: ``nthreads``, ``reso
 
 from __future__ import annotations
 
-import mmap
 import os
 import re
 import signal
@@ -48,19 +47,19 @@ from localdask.messages import (
 )
 from localdask.preloads.generations import Preloads
 from localdask.preloads.plugins import Plugins
-from localdask.processes import worker_process
 from localdask.processes.calls import call_function, tell_outcome
 from localdask.processes.generation_words import RELOAD_WORDS, VOTE_WORDS, NannyWords, source_of, versions_of
 from localdask.processes.memory_watch import MemoryWatch
+from localdask.processes.newborn import Newborn
 from localdask.processes.output import CapturedStream, LastLines, LineWriter, Outbox
 from localdask.processes.plugin_words import PLUGIN_WORDS, PluginWords
 from localdask.state import supervision as sv
 from localdask.state.memory import steps_of
 from localdask.system import outcomes, process
-from localdask.system.board import map_board, open_board, read_board
-from localdask.system.environment import take_environ
+from localdask.system.board import read_board
+from localdask.system.environment import take_place
 from localdask.system.loop import Loop, Timer
-from localdask.system.transport import Channel, channel_pair
+from localdask.system.transport import Channel
 
 #: What a worker is given to end once the user's process is gone, in seconds.
 ORPHAN_GRACE_S = 0.2
@@ -75,12 +74,12 @@ _LIBRARY_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 class _WorkerProcess:
     """One life of the worker: its process, its pipes, and what was seen of it."""
 
-    def __init__(self, life: int, child: process.Child, channel: Channel, streams: list[CapturedStream], board: mmap.mmap) -> None:
+    def __init__(self, life: int, newborn: Newborn) -> None:
         self.life = life
-        self.child = child
-        self.channel = channel
-        self.streams = streams
-        self.board = board
+        self.child = newborn.child
+        self.channel = newborn.channel
+        self.board = newborn.board
+        self.streams: list[CapturedStream] = []
         self.last_lines = LastLines()
 
 
@@ -101,7 +100,7 @@ class Nanny:
         The worker's process.
     """
 
-    def __init__(self, begin: BeginNanny, channel: Channel, early: list[Any]) -> None:
+    def __init__(self, begin: BeginNanny, channel: Channel, early: list[Any], newborn: Newborn | None = None) -> None:
         settings = begin.settings
         self.name = begin.name
         self.id = f"Nanny-{begin.cluster}-{begin.name}"
@@ -122,6 +121,8 @@ class Nanny:
         self._loop = Loop()
         self._timer: Timer | None = None
         self._outbox = Outbox()
+        #: A worker's process that was made before we knew whose it is.
+        self._newborn = newborn
         self._worker: _WorkerProcess | None = None
         self._memory = MemoryWatch(self._loop, steps_of(settings), self._say)
         limits = sv.Limits(boot_limit_s=settings["setup_timeout_s"] + 5.0)
@@ -361,42 +362,23 @@ class Nanny:
                 os.environ.pop(key, None)
             else:
                 os.environ[key] = str(value)
-        ours, its = channel_pair()
-        upper, lower = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        board_fd = open_board()
-        outputs = [os.pipe(), os.pipe()]
-        passed = [its.fileno(), lower.fileno(), board_fd, outputs[0][1], outputs[1][1]]
-        try:
-            if self._settings.get("method") == "spawn" or process.n_threads() > 1:
-                code = f"import sys; sys.path[:] = {sys.path!r}; from localdask.processes.nanny import be_worker; be_worker({passed!r})"
-                pid = process.spawn([sys.executable, "-c", code], pass_fds=passed, new_session=True)
-            else:
-                pid = process.fork(lambda: be_worker(passed))
-        except BaseException:
-            for reading, _ in outputs:
-                os.close(reading)
-            ours.close()
-            upper.close()
-            raise
-        finally:
-            its.close()
-            lower.close()
-            os.close(outputs[0][1])
-            os.close(outputs[1][1])
-        board = map_board(board_fd)
-        child = process.Child(pid)
-        mine = self._worker = _WorkerProcess(life, child, ours, [], board)
-        for number, (reading, _) in enumerate(outputs, 1):
+        newborn, self._newborn = self._newborn, None
+        place = None if newborn is None else (dict(os.environ), self._begin.cwd, self._begin.sys_path)
+        if newborn is None:
+            newborn = Newborn(by_spawn=self._settings.get("method") == "spawn")
+        child = newborn.child
+        mine = self._worker = _WorkerProcess(life, newborn)
+        for number, reading in enumerate(newborn.outputs, 1):
             self._capture(mine, reading, number)
-        self._loop.add_reader(ours.fileno(), lambda: self._read_worker(mine))
+        self._loop.add_reader(mine.channel.fileno(), lambda: self._read_worker(mine))
         if child.fileno() >= 0:
             self._loop.add_reader(child.fileno(), lambda: self._worker_ended(mine))
         settings = {**self._settings, "nthreads": self.nthreads, "memory_limit": self.memory_limit, "local_directory": self.local_directory}
         preloads = [source_of(row).to_wire() for row in self._worker_rows]
-        self._tell_worker(mine, BeginWorker(self.worker_name, life, self.cluster, settings, preloads))
-        self._channel.send([WorkerBorn(life, pid, versions_of(self._worker_rows))], fds=[upper.fileno()])
-        upper.close()
-        self._memory.begin(life, child, board, self.memory_limit, partial(self._tell_worker, mine))
+        self._tell_worker(mine, BeginWorker(self.worker_name, life, self.cluster, settings, preloads, place))
+        self._channel.send([WorkerBorn(life, child.pid, versions_of(self._worker_rows))], fds=[newborn.upper.fileno()])
+        newborn.upper.close()
+        self._memory.begin(life, child, mine.board, self.memory_limit, partial(self._tell_worker, mine))
 
     def _capture(self, mine: _WorkerProcess, fd: int, number: int) -> None:
         def on_lines(stream: int, lines: list[str]) -> None:
@@ -473,35 +455,26 @@ def _run_coroutine(coroutine: Any) -> Any:
     return asyncio.run(coroutine)
 
 
-def be_worker(passed: list[int]) -> None:
-    """In a new process: take up the five descriptors, and be the worker."""
-    supervise_fd, data_fd, board_fd, out_fd, err_fd = passed
-    nanny_pid = os.getppid()
-    os.dup2(out_fd, 1)
-    os.dup2(err_fd, 2)
-    process.close_other_descriptors([supervise_fd, data_fd, board_fd])
-    for stream, number in (("stdout", 1), ("stderr", 2)):
-        opened = open(number, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
-        setattr(sys, stream, opened)
-        setattr(sys, f"__{stream}__", opened)
-    if os.getsid(0) != os.getpid():
-        os.setsid()
-    process.set_parent_death_signal(nanny_pid)
-    worker_process.main(supervise_fd, data_fd, board_fd)
-
-
-def main(fd: int) -> None:
-    """Be a nanny whose control pipe is ``fd``."""
+def main(fd: int, *, with_worker: bool = False) -> None:
+    """Be a nanny whose control pipe is ``fd``; make the worker's process at once, if there will be no preload of our own to run before."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     process.set_subreaper()
     sys.modules["__main__"] = types.ModuleType("__main__")
+    newborn = _make_ahead() if with_worker else None
     channel = Channel(socket.socket(fileno=fd))
     try:
         begin, *early = channel.wait_for_message()
     except (EOFError, OSError):
         return
-    take_environ(begin.environ)
-    sys.path[:] = begin.sys_path
-    if os.path.isdir(begin.cwd):
-        os.chdir(begin.cwd)
-    Nanny(begin, channel, early).run()
+    take_place(begin.environ, begin.cwd, begin.sys_path)
+    if newborn is not None and (begin.nanny_preloads or begin.nanny_plugins):
+        newborn.discard()  # what those do to this process is for its worker too
+        newborn = None
+    Nanny(begin, channel, early, newborn).run()
+
+
+def _make_ahead() -> Newborn | None:
+    try:
+        return Newborn()
+    except (StartError, OSError):
+        return None  # the next try, when there is somebody to tell, says why

@@ -93,11 +93,14 @@ class Supervisor:
         """Return those that are processes."""
         return {name: handle for name, handle in self.handles.items() if isinstance(handle, NannyHandle)}
 
-    def start_ahead(self, n: int) -> None:
-        """Have n nannies forked that will be asked for soon: each waits for its first word, which says who it is."""
+    def start_ahead(self, n: int, *, with_workers: bool) -> None:
+        """Have n nannies forked that will be asked for soon: each waits for its first word, which says who it is.
+
+        ``with_workers`` has them fork their workers too; where nannies have preloads, those come first.
+        """
         try:
             while self._method is not None and len(self._ahead) < n:
-                self._ahead.append(start_nanny(self._method))
+                self._ahead.append(start_nanny(self._method, with_worker=with_workers))
         except (StartError, OSError):
             return  # whoever asks for one is told
 

@@ -22,6 +22,7 @@ from localdask.processes.task_output import begin_keeping
 from localdask.processes.worker import EXIT_LOST_PARENT, Worker, end_process
 from localdask.system import outcomes
 from localdask.system.board import map_board
+from localdask.system.environment import take_place
 from localdask.system.process import STACKS_SIGNAL, set_parent_death_signal
 from localdask.system.transport import Channel
 
@@ -49,6 +50,8 @@ def main(supervise_fd: int, data_fd: int, board_fd: int) -> NoReturn:
         begin = supervise.wait_for_message()[0]
     except (EOFError, ProtocolError):
         os._exit(EXIT_LOST_PARENT)
+    if begin.place is not None:
+        take_place(*begin.place)
     board = memoryview(map_board(board_fd)).cast("Q")
     worker = Worker(begin.name, begin.life, begin.cluster, begin.settings, data, supervise, board)
     signal.signal(signal.SIGTERM, lambda signum, frame: worker.term_asked())

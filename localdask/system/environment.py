@@ -1,15 +1,16 @@
-"""The environment variables that one process takes over from another.
+"""What one process takes over from another: environment variables, the folder it works in, where modules are found.
 
-A nanny takes those of the user's process, as they were when its cluster began. It was forked
-from the launcher, which was exec'd with nearly always the same ones: what the launcher noted
-spares each nanny a look at every variable.
+A nanny takes those of the user's process, as they were when its cluster began, and a worker
+that was made before takes the nanny's. Both were forked from the launcher, which was exec'd
+with nearly always the same variables: what the launcher noted spares a look at each.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 
-__all__ = ["note_environ", "take_environ"]
+__all__ = ["note_environ", "take_place"]
 
 _noted: dict[str, str] = {}
 
@@ -19,8 +20,15 @@ def note_environ() -> None:
     _noted.update(os.environ)
 
 
-def take_environ(environ: dict[str, str]) -> None:
-    """Make this the environment; at the beginning of a process's life."""
+def take_place(environ: dict[str, str], cwd: str, sys_path: list[str]) -> None:
+    """Take these over, at the beginning of a process's life; a folder that is gone is not gone to."""
+    _take_environ(environ)
+    sys.path[:] = sys_path
+    if os.path.isdir(cwd):
+        os.chdir(cwd)
+
+
+def _take_environ(environ: dict[str, str]) -> None:
     if environ == _noted:
         return
     for key in [key for key in os.environ if key not in environ]:

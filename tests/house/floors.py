@@ -111,6 +111,7 @@ STACKS: dict[str, tuple[tuple[str, ...], ...]] = {
             "generation_words",
             "worker",
             "worker_process",
+            "newborn",
             "memory_watch",
             "nanny",
             "launcher",

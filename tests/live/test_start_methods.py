@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from localdask import Client, LocalCluster
+from localdask import Client, LocalCluster, NannyPlugin
 from localdask.errors import PreloadError
 from tests.conftest import WAIT_S, own_files, wait_until
 from tests.live.scripts import environment, is_alive
@@ -200,3 +200,34 @@ def test_a_prompt_on_a_terminal_with_ctrl_c(prompt: Prompt) -> None:
 def test_a_start_that_fails_leaves_no_nanny_that_was_forked_ahead() -> None:
     with pytest.raises(PreloadError, match="on purpose"):
         LocalCluster(n_workers=2, preload_scheduler="raise ValueError('on purpose')\n")
+
+
+@pytest.mark.parametrize("preload_nanny", [None, "pass\n"], ids=["made ahead", "made after the preload"])
+def test_a_worker_is_where_its_cluster_was_made(preload_nanny: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with LocalCluster(n_workers=1):
+        pass  # the launcher is there now, and knows nothing of what follows
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MADE", "here")
+    monkeypatch.delenv("HOME")
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "found_here.py").write_text("answer = 42\n")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    settings = {"threads_per_worker": 1, "env": {"OF_NANNY": "yes"}, "preload_nanny": preload_nanny}
+    with LocalCluster(n_workers=1, **settings) as cluster, Client(cluster) as client:
+
+        def look() -> tuple[object, ...]:
+            import found_here  # type: ignore[import-not-found]
+
+            return os.getcwd(), found_here.answer, *map(os.environ.get, ["MADE", "HOME", "OF_NANNY", "OMP_NUM_THREADS"])
+
+        assert client.submit(look).result() == (str(tmp_path), 42, "here", None, "yes", "1")
+
+
+class Umask(NannyPlugin):
+    def setup(self, nanny: object) -> None:
+        os.umask(0o027)
+
+
+def test_what_a_nannys_plugin_does_to_its_process_is_for_the_worker_too() -> None:
+    with LocalCluster(n_workers=1, plugins=[Umask()]) as cluster, Client(cluster) as client:
+        assert client.submit(os.umask, 0o022).result() == 0o027
