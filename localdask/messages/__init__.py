@@ -39,6 +39,7 @@ from localdask.messages.processes import (
     WorkerPaused,
     WorkerReady,
     WorkerResumed,
+    WorkerStirred,
 )
 from localdask.messages.questions import (
     Answered,
@@ -196,6 +197,7 @@ __all__ = [
     "WorkerReady",
     "WorkerResumed",
     "WorkerSpent",
+    "WorkerStirred",
     "WorkerTold",
     "WorkerUp",
     "from_wire",

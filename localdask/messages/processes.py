@@ -196,6 +196,12 @@ class MemoryPressed:
     must_spill: bool
 
 
+@message(114)
+@record
+class WorkerStirred:
+    """To the nanny: a worker that was not watched any more, because it had nothing to do, has been sent something."""
+
+
 @message(121)
 @record
 class WorkerReady:

@@ -31,6 +31,7 @@ from localdask.messages import (
     RunTask,
     TakeBack,
     ToClient,
+    WorkerStirred,
     WorkerTold,
     from_wire,
     to_wire,
@@ -39,6 +40,7 @@ from localdask.processes.ears import Ear
 from localdask.processes.intake import Intake, Spilled
 from localdask.processes.moves import Moves
 from localdask.system import codec, outcomes
+from localdask.system.board import SLOTS
 from localdask.system.segments import SegmentFolder
 from localdask.system.transport import AnyChannel
 
@@ -61,6 +63,8 @@ class Desk:
         Its ends of the pipes to the scheduler and, in a process of its own, to its nanny.
     segment_folder : str or None
         Where large values are published; without one they travel in the answer.
+    board : memoryview or None
+        Says whether the nanny wants to hear of the next work.
     on_word : mapping
         What to do with words that this room does not know.
     on_end : callable
@@ -88,6 +92,7 @@ class Desk:
         supervise: AnyChannel | None,
         *,
         segment_folder: str | None,
+        board: memoryview | None,
         on_word: Mapping[type, Callable[[Any], None]],
         on_end: Callable[[AnyChannel, Exception], None],
         want_main: Callable[[], None],
@@ -105,6 +110,7 @@ class Desk:
         self._want_main = want_main
         self._tell = tell
         self._segment_folder = segment_folder
+        self._unwatched = board[SLOTS:] if board is not None else None
         self._segments: SegmentFolder | None = None
         self._posts: deque[Any] = deque()
         self._deliver: dict[str, Callable[[list[Any]], None]] = {}
@@ -150,6 +156,9 @@ class Desk:
                 else:
                     self._on_end(channel, ProtocolError(f"a worker has no use for the word {word!r:.80}"))
 
+        if self._unwatched is not None and self.supervise is not None and self._unwatched[0]:
+            self._unwatched[0] = 0  # the nanny looks at the worker no more, and wants to hear of work
+            self.supervise.send([WorkerStirred()])
         if self.moves is not None and self.moves.has_news:
             self.add_errand(self.moves.tell)
 

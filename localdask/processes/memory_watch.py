@@ -1,7 +1,8 @@
 """Looks at how much memory a worker has to itself, and has it spill, pauses it or ends it when that is too much.
 
 Runs in the nanny, so that a worker is seen also while a task holds its interpreter, and an idle one is never
-woken. What is too much is decided by ``state/memory.py``; what follows from a pause, by the scheduler; from a death, by the nanny.
+woken. One that has nothing to do is left alone, and tells of the next work (``WorkerStirred``). What is too much is
+decided by ``state/memory.py``; what follows from a pause, by the scheduler; from a death, by the nanny.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from typing import Any
 from localdask.errors import ExitWord
 from localdask.messages import MemoryPressed, WorkerPaused, WorkerResumed
 from localdask.sizing import format_bytes, read_oom_kills
-from localdask.state.memory import Act, Pressure, Steps, is_kernels_kill
-from localdask.system.board import read_board
+from localdask.state.memory import BUSY_LOOK_S, Act, Pressure, Steps, is_kernels_kill
+from localdask.system.board import note_unwatched, read_board
 from localdask.system.loop import Loop, Timer
 from localdask.system.memory import private_nbytes
 from localdask.system.process import Child
@@ -42,6 +43,7 @@ class MemoryWatch:
         self._say = say
         self._loop = loop
         self._timer: Timer | None = None
+        self._next: Callable[[], Any] | None = None
 
     def exit_word(self, status: int | None) -> ExitWord:
         """Return what the worker's unexpected end was; ``status`` is as from ``waitpid``."""
@@ -63,15 +65,23 @@ class MemoryWatch:
         """Watch no more."""
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
+        self._timer = self._next = None
+
+    def stirred(self) -> None:
+        """Look soon again: the worker has something to do."""
+        if self._timer is not None and self._next is not None:
+            self._timer.cancel()
+            self._plan(self._next, BUSY_LOOK_S)
 
     def _plan(self, look: Callable[[], Any], pause_s: float) -> None:
+        self._next = look
         self._timer = self._loop.call_at(time.monotonic() + pause_s, look)
 
     def _look(self, life: int, child: Child, board: mmap.mmap, pressure: Pressure, tell: Callable[[Any], None]) -> None:
         self._timer = None
         nbytes, is_busy = private_nbytes(child.pid), bool(read_board(board))
         acts = pressure.look(nbytes, is_busy)
+        note_unwatched(board, pressure.must_tell)
         if Act.END in acts:
             self._end_worker(child, nbytes, pressure)
             return

@@ -44,6 +44,7 @@ from localdask.messages import (
     WorkerBorn,
     WorkerDown,
     WorkerReady,
+    WorkerStirred,
 )
 from localdask.preloads.generations import Preloads
 from localdask.preloads.plugins import Plugins
@@ -407,6 +408,8 @@ class Nanny:
                 self._was_told_why = True
                 self._say(word)
                 self._step(sv.BootBroken(mine.life))
+            elif isinstance(word, WorkerStirred):
+                self._memory.stirred()
             elif isinstance(word, VOTE_WORDS):
                 self._say(word)
 

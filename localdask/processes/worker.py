@@ -142,6 +142,7 @@ class Worker:
             data_pipe,
             supervise_pipe,
             segment_folder=settings.get("segment_folder"),
+            board=board,
             on_word={
                 **dict.fromkeys((RunFunction, *PLUGIN_WORDS), self._call_asked),
                 BeginPlugins: self._plugins_told,
@@ -272,9 +273,8 @@ class Worker:
             # The nanny first: once the scheduler knows it, a worker may be killed, and that is no failed start any more.
             if self._desk.supervise is not None:
                 self._desk.supervise.send([WorkerReady(self.life)])
-            resources = tuple(self.total_resources.items())
-            up = WorkerUp(self.name, self.life, os.getpid(), self.nthreads, resources, self.memory_limit, self.preloads.numbers)
-            self._desk.data.send([up])
+            has = self.nthreads, tuple(self.total_resources.items()), self.memory_limit
+            self._desk.data.send([WorkerUp(self.name, self.life, os.getpid(), *has, self.preloads.numbers)])
         begin_listening(self._listener)
 
     def _begin_plugins(self) -> None:

@@ -12,9 +12,13 @@ from typing import Any
 from localdask.errors import UsageError
 from localdask.records import record
 
-#: How long between two looks at a worker that runs tasks or is paused, and at any other, in seconds.
+#: How long between two looks at a worker that runs tasks or is paused; at one that has just run some, or that is to spill; and at
+#: one that has nothing to do and tells when it has, in seconds.
 BUSY_LOOK_S = 0.1
 IDLE_LOOK_S = 2.0
+UNWATCHED_LOOK_S = 60.0
+#: After how many looks at an idle worker it is to tell of work; after one more it is left alone.
+IDLE_LOOKS = 2
 #: At which looks in a row above ``spill`` a worker is told to: the first, and each so many later.
 SPILL_LOOKS = 10
 _KEY = "worker.memory"
@@ -48,6 +52,7 @@ class Pressure:
     steps: Steps
     is_paused: bool = False
     n_above_spill: int = 0
+    n_idle: int = 0
 
     @property
     def is_watched(self) -> bool:
@@ -57,13 +62,21 @@ class Pressure:
 
     def look_s(self, is_busy: bool) -> float:
         """Return how long it is to the next look."""
-        return BUSY_LOOK_S if is_busy or self.is_paused else IDLE_LOOK_S
+        if is_busy or self.is_paused:
+            return BUSY_LOOK_S
+        return UNWATCHED_LOOK_S if self.n_idle > IDLE_LOOKS and not self.n_above_spill else IDLE_LOOK_S
+
+    @property
+    def must_tell(self) -> bool:
+        """Whether the worker is to tell of work from now on: one look before it is left alone, so that nothing begins in between."""
+        return self.n_idle >= IDLE_LOOKS
 
     def look(self, nbytes: int, is_busy: bool) -> list[Act]:
         """Return what is to be done about a worker that has so many bytes to itself; ``is_busy`` when it runs tasks.
 
         One that runs nothing is not ended: it takes no more, and what it holds would have to be made again.
         """
+        self.n_idle = 0 if is_busy else self.n_idle + 1
         if is_busy and self._is_above(nbytes, self.steps.terminate):
             return [Act.END]
         acts = []

@@ -1,9 +1,11 @@
-"""What a nanny says of the death of its worker, by the kernel's own counts."""
+"""When a nanny looks at its worker's memory, and what it says of its death, by the kernel's own counts."""
 
 from __future__ import annotations
 
 import mmap
+import os
 import signal
+import time
 from typing import Any
 
 import pytest
@@ -11,7 +13,9 @@ import pytest
 from localdask.errors import ExitWord
 from localdask.processes import memory_watch
 from localdask.processes.memory_watch import MemoryWatch
-from localdask.state.memory import Steps
+from localdask.state.memory import BUSY_LOOK_S, IDLE_LOOK_S, Steps
+from localdask.system.board import SLOTS, map_board, open_board
+from localdask.system.process import Child
 
 
 @pytest.mark.parametrize(
@@ -36,3 +40,42 @@ def test_only_a_kill_that_the_kernel_counted_is_out_of_memory(
     watch.begin(1, nothing, mmap.mmap(-1, 1), 0, nothing)
     assert watch.exit_word(status) is word
     assert watch.verdict == ("killed by the kernel: out of memory" if word is ExitWord.OUT_OF_MEMORY else "")
+
+
+class FakeLoop:
+    """A loop whose time is what was waited for last."""
+
+    def __init__(self) -> None:
+        self.planned: list[tuple[float, Any]] = []
+
+    def call_at(self, at: float, call: Any) -> FakeLoop:
+        self.planned.append((at - time.monotonic(), call))
+        return self
+
+    def cancel(self) -> None:
+        self.planned.pop()
+
+    def look(self) -> float:
+        """Let the planned look happen, and return in which time the next one is."""
+        _, call = self.planned.pop()
+        call()
+        return self.planned[-1][0]
+
+
+def test_a_worker_that_does_nothing_is_left_alone_until_it_tells_of_work() -> None:
+    loop: Any = FakeLoop()
+    watch = MemoryWatch(loop, Steps(terminate=0.95), lambda *words: None)
+    board = map_board(open_board())
+    child = Child(os.getpid())
+    watch.begin(1, child, board, 1 << 60, lambda word: None)
+    unwatched = memoryview(board).cast("Q")[SLOTS:]
+    pauses = [(loop.look() > IDLE_LOOK_S, bool(unwatched[0])) for _ in range(4)]
+    assert pauses == [(False, False), (False, True), (True, True), (True, True)]
+    watch.stirred()
+    assert len(loop.planned) == 1 and loop.planned[0][0] <= BUSY_LOOK_S
+    memoryview(board).cast("Q")[0] = 7
+    assert loop.look() <= BUSY_LOOK_S and not unwatched[0]
+    watch.end()
+    watch.stirred()
+    assert not loop.planned
+    child.close()

@@ -51,6 +51,7 @@ from localdask.messages import (
     TaskSeceded,
     ToClient,
     WorkerReady,
+    WorkerStirred,
     WorkerUp,
     to_wire,
 )
@@ -60,7 +61,7 @@ from localdask.processes import worker as room
 from localdask.processes.runner import Reschedule, get_worker
 from localdask.processes.worker import Worker
 from localdask.system import codec, outcomes, process, segments
-from localdask.system.board import SLOTS, read_board
+from localdask.system.board import map_board, note_unwatched, open_board, read_board
 from localdask.system.transport import AnyChannel, channel_pair, memory_pair
 from tests.conftest import WAIT_S, wait_until
 from tests.live import bestiary
@@ -98,15 +99,14 @@ class Rig:
         self.supervise, low = channel_pair()
         self.data, its = channel_pair()
         self.data.send([BeginPlugins([])])
-        with tempfile.TemporaryFile() as board:
-            board.truncate(8 * SLOTS)
-            self.board = mmap.mmap(board.fileno(), 8 * SLOTS)
-            passed = [low.fileno(), its.fileno(), board.fileno()]
-            if process.n_threads() == 1:
-                self.pid = process.fork(lambda: be_worker(passed))
-            else:
-                code = f"import sys; sys.path[:] = {sys.path!r}; from tests.rooms.test_worker import be_worker; be_worker({passed!r})"
-                self.pid = process.spawn([sys.executable, "-c", code], pass_fds=passed)
+        board_fd = open_board()
+        passed = [low.fileno(), its.fileno(), board_fd]
+        if process.n_threads() == 1:
+            self.pid = process.fork(lambda: be_worker(passed))
+        else:
+            code = f"import sys; sys.path[:] = {sys.path!r}; from tests.rooms.test_worker import be_worker; be_worker({passed!r})"
+            self.pid = process.spawn([sys.executable, "-c", code], pass_fds=passed)
+        self.board = map_board(board_fd)
         low.close()
         its.close()
         self.supervise.send([BeginWorker("w0", 1, "c", self.settings, [source.to_wire() for source in sources])])
@@ -853,6 +853,18 @@ def dask_teardown(worker):
         rig.close()
         assert mark.read_text() == "init"
         mark.unlink()
+
+
+def test_a_worker_that_is_not_watched_tells_its_nanny_of_work_once(process_rig: Rig) -> None:
+    rig = process_rig
+    assert rig.supervise is not None and rig.supervise.wait_for_message(WAIT_S) == [WorkerReady(1)]
+    rig.ended(rig.submit(add, 2, 3))
+    note_unwatched(rig.board, True)
+    rig.ended(rig.submit(add, 2, 3))
+    assert rig.supervise.wait_for_message(WAIT_S) == [WorkerStirred()]
+    rig.ended(rig.submit(add, 2, 3))
+    assert rig.supervise.receive() == []
+    assert read_board(rig.board) == (), "the nanny's place is no attempt"
 
 
 def test_a_preload_that_fails_is_told_to_the_nanny_and_ends_the_worker(begin: Callable[..., Rig], tmp_path: Path) -> None:

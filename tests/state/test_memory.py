@@ -7,7 +7,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from localdask.errors import UsageError
-from localdask.state.memory import BUSY_LOOK_S, IDLE_LOOK_S, Act, Pressure, Steps, check_fraction, read_steps, steps_of
+from localdask.state.memory import (
+    BUSY_LOOK_S,
+    IDLE_LOOK_S,
+    IDLE_LOOKS,
+    UNWATCHED_LOOK_S,
+    Act,
+    Pressure,
+    Steps,
+    check_fraction,
+    read_steps,
+    steps_of,
+)
 
 
 @pytest.mark.parametrize(("value", "fraction"), [(0.95, 0.95), (1, 1.0), (0, 0.0), (False, None), (None, None)])
@@ -38,13 +49,23 @@ def test_without_a_limit_or_a_step_nobody_watches() -> None:
 @given(st.lists(st.tuples(st.integers(0, 100), st.booleans())), st.floats(0, 1))
 def test_pauses_and_resumptions_alternate_and_follow_the_memory(looks: list[tuple[int, bool]], fraction: float) -> None:
     pressure = Pressure(100, Steps(pause=fraction))
-    told = False
+    told, n_idle = False, 0
     for nbytes, is_busy in looks:
         for act in pressure.look(nbytes, is_busy):
             assert (act is Act.PAUSE) != told
             told = act is Act.PAUSE
         assert told == pressure.is_paused == (nbytes > 100 * fraction)
-        assert pressure.look_s(is_busy) == (BUSY_LOOK_S if is_busy or told else IDLE_LOOK_S)
+        n_idle = 0 if is_busy else n_idle + 1
+        rest_s = IDLE_LOOK_S if n_idle <= IDLE_LOOKS else UNWATCHED_LOOK_S
+        assert pressure.look_s(is_busy) == (BUSY_LOOK_S if is_busy or told else rest_s)
+        assert pressure.must_tell == (n_idle >= IDLE_LOOKS), "one look before nobody looks"
+
+
+def test_an_idle_worker_that_is_to_spill_is_looked_at_all_the_same() -> None:
+    pressure = Pressure(100, Steps(spill=0.5))
+    for _ in range(2 * IDLE_LOOKS):
+        pressure.look(60, is_busy=False)
+        assert pressure.look_s(is_busy=False) == IDLE_LOOK_S
 
 
 def test_steps_are_read_by_their_names() -> None:
