@@ -47,7 +47,9 @@ from localdask.messages import (
     WantKeys,
 )
 from localdask.preloads.standins import real_distributed
+from localdask.spelling import mend_of
 from localdask.system.codec import blake2b
+from localdask.system.signatures import parameters_of
 
 if TYPE_CHECKING:
     from localdask.preloads.generations import Preloads
@@ -137,7 +139,8 @@ class Client(
             address = cluster_factory[0](**kwargs)
             self._owns_cluster = True
         elif kwargs:
-            raise ValueError(f"Unexpected keyword arguments: {sorted(kwargs)}; they go with a new cluster, and one was given")
+            mend = mend_of(min(kwargs), parameters_of(Client.__init__) or (), "they go with a new cluster, and one was given")
+            raise ValueError(f"Unexpected keyword arguments: {sorted(kwargs)}; {mend}")
         self.cluster: Any = None
         if isinstance(address, str):
             seconds = parse_timeout(timeout)
@@ -145,6 +148,8 @@ class Client(
         if hasattr(address, "post") and hasattr(address, "blocking"):
             self._link: Link = address
         else:
+            if not (hasattr(address, "scheduler") and hasattr(address, "segments")) or isinstance(address, type):
+                raise TypeError(f"Client({address!r:.80}): give a LocalCluster, or a text: a cluster's name, its address or 'auto'")
             if getattr(address, "status", "running") in ("closed", "closing"):
                 raise ClosedClusterError(f"Trying to connect to an already closed or closing Cluster {address!r}")
             self.cluster = address

@@ -189,7 +189,7 @@ class LocalCluster:
         asynchronous: bool = False,
         **kwargs: Any,
     ) -> None:
-        dasks_preload, dasks_argv, plugins = check_cluster_words(kwargs, plugins)
+        dasks_preload, dasks_argv, plugins = check_cluster_words(kwargs, plugins, maker=LocalCluster.__init__)
         check_arguments(name, start_method, processes, preload_nanny)
         if processes:
             begin_launcher()

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 from localdask.api.futures import parse_timeout
 from localdask.errors import UsageError
+from localdask.spelling import mend_of
+from localdask.system.signatures import parameters_of
 
 __all__ = ["Likeness", "check_cluster_words", "take_client_words"]
 
@@ -63,10 +65,11 @@ class SchedulerWords(NamedTuple):
     plugins: tuple[Any, ...] = ()
 
 
-def check_cluster_words(words: Mapping[str, Any], plugins: Iterable[Any] = ()) -> SchedulerWords:
+def check_cluster_words(words: Mapping[str, Any], plugins: Iterable[Any] = (), *, maker: Callable[..., Any]) -> SchedulerWords:
     """Refuse keywords of a cluster that it does not have, unless they are Dask's and make no difference.
 
-    Returns what ``scheduler_kwargs`` asks for, with its plugins after the given ones.
+    ``maker`` is what takes the others, one of which may have been misspelt. Returns what ``scheduler_kwargs`` asks for, with
+    its plugins after the given ones.
     """
     told = SchedulerWords(plugins=tuple(plugins))
     for name, value in words.items():
@@ -81,7 +84,8 @@ def check_cluster_words(words: Mapping[str, Any], plugins: Iterable[Any] = ()) -
         elif name in _MISSED_OF_CLUSTER:
             raise UsageError(f"{name}={value!r:.80}: a cluster on one machine has none; {_MISSED_OF_CLUSTER[name]}")
         elif name != "scheduler_kwargs":
-            raise TypeError(f"LocalCluster has no argument {name!r}; docs/api.md lists those that it has")
+            mend = mend_of(name, parameters_of(maker) or (), "docs/api.md lists those that it has")
+            raise TypeError(f"LocalCluster has no argument {name!r}; {mend}")
     return told
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-__all__ = ["Words", "nearest", "split_words"]
+__all__ = ["Words", "split_words"]
 
 
 class Words(NamedTuple):
@@ -59,11 +59,3 @@ def _option(word: str, options: Mapping[str, bool]) -> str | None:
     if not word.startswith("--") and options.get(word[:2]):
         return word[:2]
     return None
-
-
-def nearest(word: str, words: Mapping[str, object] | Sequence[str]) -> str | None:
-    """Return the known word that a misspelt one most resembles."""
-    import difflib  # noqa: PLC0415 — only a misspelt word needs it
-
-    found = difflib.get_close_matches(word, list(words), n=1, cutoff=0.6)
-    return found[0] if found else None

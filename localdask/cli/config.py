@@ -14,10 +14,10 @@ from typing import Any
 import click
 
 from localdask import config
-from localdask.cli.arguments import nearest
 from localdask.cli.listing import format_option, print_rows
 from localdask.cli.verbs import Verb
 from localdask.errors import UsageError
+from localdask.spelling import mend_of
 
 __all__ = ["command"]
 
@@ -102,8 +102,8 @@ def _get(key: str | None, origin: bool) -> int:
 
 
 def _no_such_key(key: str) -> UsageError:
-    hint = nearest(key, [known for known, _, _ in config.items()])
-    return UsageError(f"there is no setting {key!r}; {f'did you mean {hint}?' if hint else 'localdask config show lists them'}")
+    mend = mend_of(key, [known for known, _, _ in config.items()], "localdask config show lists them")
+    return UsageError(f"there is no setting {key!r}; {mend}")
 
 
 def _init(path: str | None) -> int:

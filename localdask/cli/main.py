@@ -20,8 +20,8 @@ from typing import NoReturn
 
 import click
 
-from localdask.cli.arguments import nearest
 from localdask.cli.verbs import SETTINGS, write_examples
+from localdask.spelling import mend_of
 from localdask.version import __version__
 
 __all__ = ["main"]
@@ -77,8 +77,7 @@ class _Verbs(click.Group):
         if args and args[0] not in VERBS:
             if args[0].startswith("-"):
                 return super().resolve_command(ctx, args)
-            hint = nearest(args[0], VERBS)
-            mend = f"did you mean {hint}?" if hint else f"there are: {', '.join(VERBS)}"
+            mend = mend_of(args[0], VERBS, f"there are: {', '.join(VERBS)}")
             ctx.fail(f"there is no verb {args[0]!r}; {mend}")
         return super().resolve_command(ctx, args)
 

@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import click
 
 from localdask import config, sizing
-from localdask.cli.arguments import nearest
 from localdask.errors import UsageError
 from localdask.layers import interpret
 from localdask.preloads.sources import Source, may_be_click, read_sources
+from localdask.spelling import mend_of
 
 __all__ = ["Plan", "cluster_options", "give_extra", "hooks_in", "named_preloads", "plan_cluster"]
 
@@ -200,8 +200,11 @@ def give_extra(
         )
     word = next((word for word in extra if word.startswith("-")), extra[0])
     name = word.partition("=")[0]
-    hint = nearest(name, options) if name.startswith("-") else None
-    mend = f"did you mean {hint}?" if hint else "only a preload whose dask_setup is a click command takes arguments of its own"
+    mend = mend_of(
+        name,
+        options if name.startswith("-") else (),
+        "only a preload whose dask_setup is a click command takes arguments of its own",
+    )
     kind = "option" if word.startswith("-") else "argument"
     raise UsageError(f"there is no {kind} {name}; {mend}")
 

@@ -18,8 +18,8 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from localdask.cli.arguments import nearest
 from localdask.errors import UsageError
+from localdask.spelling import nearest
 
 __all__ = ["Script", "print_syntax_error", "read_script"]
 

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-from localdask.cli.arguments import nearest
 from localdask.errors import UsageError, WorkerNotFoundError
+from localdask.spelling import mend_of
 
 __all__ = ["choose"]
 
@@ -55,7 +55,6 @@ def _meant(word: str, rows: Sequence[Mapping[str, Any]]) -> set[str]:
 
 def _not_found(word: str, rows: Sequence[Mapping[str, Any]]) -> str:
     names = [row["name"] for row in rows if row["role"] != "scheduler"]
-    hint = nearest(word, names) or nearest(word.lower(), names)
-    mend = f"did you mean {hint}?" if hint else f"there are: {', '.join(names) or 'none'}"
+    mend = mend_of(word.lower(), names, f"there are: {', '.join(names) or 'none'}")
     what = "process has the number" if word.isdigit() else "worker or nanny is called"
     return f"no {what} {word!r}; {mend}"

@@ -22,7 +22,15 @@ async def add(x: int, y: int = 1) -> int:
 
 def test_keywords_that_make_no_difference_are_accepted() -> None:
     check_cluster_words(
-        {"dashboard_address": ":0", "silence_logs": False, "scheduler_port": 0, "host": "127.0.0.1", "security": None, "protocol": "tcp://"}
+        {
+            "dashboard_address": ":0",
+            "silence_logs": False,
+            "scheduler_port": 0,
+            "host": "127.0.0.1",
+            "security": None,
+            "protocol": "tcp://",
+        },
+        maker=LocalCluster,
     )
 
 
@@ -32,12 +40,16 @@ def test_keywords_that_make_no_difference_are_accepted() -> None:
 )
 def test_keywords_that_would_be_missed_are_refused(words: dict[str, Any], mend: str) -> None:
     with pytest.raises(UsageError, match=mend):
-        check_cluster_words(words)
+        check_cluster_words(words, maker=LocalCluster)
 
 
 def test_a_misspelt_keyword_of_a_cluster_is_refused_before_anything_begins() -> None:
-    with pytest.raises(TypeError, match="'n_wokers'"):
+    with pytest.raises(TypeError, match="no argument 'n_wokers'; did you mean n_workers?"):
         LocalCluster(n_wokers=2)
+    with pytest.raises(TypeError, match="no argument 'n_worker'; did you mean n_workers?"):
+        Client(n_worker=2)
+    with pytest.raises(TypeError, match="no argument 'xyzzy'; docs/api.md"):
+        LocalCluster(xyzzy=2)
 
 
 def test_a_client_takes_dasks_own_keywords(shared_cluster: LocalCluster) -> None:
@@ -45,6 +57,14 @@ def test_a_client_takes_dasks_own_keywords(shared_cluster: LocalCluster) -> None
         assert client.submit(abs, -1).result() == 1
     with pytest.raises(ValueError, match="n_workers"):
         Client(shared_cluster, n_workers=3, loop=None)
+    with pytest.raises(ValueError, match="did you mean timeout?"):
+        Client(shared_cluster, tiemout=3)
+
+
+@pytest.mark.parametrize("address", [3, b"unix://x", ("127.0.0.1", 8786), LocalCluster])
+def test_a_client_of_what_is_no_cluster_says_what_it_takes(address: Any) -> None:
+    with pytest.raises(TypeError, match=r"give a LocalCluster, or a text: a cluster's name"):
+        Client(address)
 
 
 def test_a_client_is_told_by_a_scheduler_file_where_its_cluster_is(client: Client, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 #: Floors from the ground up. Each line is one floor; folders on the same floor do not see each other.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("cancellations",),
-    ("errors", "version", "records"),
+    ("errors", "version", "records", "spelling"),
     ("messages",),
     ("layers", "sizing"),
     ("dask_config",),
