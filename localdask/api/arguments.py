@@ -17,21 +17,27 @@ if TYPE_CHECKING:
     from localdask.preloads.sources import Source
     from localdask.state.lifetimes import Lifetime
 
-__all__ = ["check_arguments", "make_local_directory", "read_lifetime", "read_limits", "read_preloads"]
+__all__ = ["check_arguments", "check_name", "make_local_directory", "read_lifetime", "read_limits", "read_preloads"]
 
 
 def check_arguments(name: Any, start_method: str, processes: bool, preload_nanny: Any) -> None:
     """Refuse what makes no sense, or not here."""
     if os.name != "posix":
         raise StartError("localdask starts processes by fork and Unix sockets: on Windows, run it in WSL")
-    if name and (not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name)):
-        raise UsageError(f"name={name!r}; a cluster's name is letters, digits, '.', '-' and '_' (the number of workers is n_workers=)")
+    if name:
+        check_name(name, f"name={name!r}", " (the number of workers is n_workers=)")
     if start_method not in ("fork", "spawn"):
         raise UsageError(f"start_method={start_method!r}; it is 'fork' or 'spawn'")
     if not processes and preload_nanny:
         raise UsageError(
             "preload_nanny goes with processes: processes=False has no nannies; give it as preload, or leave processes=False out"
         )
+
+
+def check_name(name: Any, said: str, more: str = "") -> None:
+    """Refuse what can be no cluster's name; ``said`` is how the user gave it."""
+    if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name):
+        raise UsageError(f"{said}; a cluster's name is letters, digits, '.', '-' and '_'{more}")
 
 
 def read_lifetime(duration: Any, stagger: Any, restart: bool | None, tasks: int | None, memory: Any, *, processes: bool) -> Lifetime:

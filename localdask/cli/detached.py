@@ -30,6 +30,11 @@ class StartNews:
         if self._fd >= 0:
             os.set_inheritable(self._fd, False)
 
+    @property
+    def is_wanted(self) -> bool:
+        """Whether somebody waits for it: whether this process was started apart."""
+        return self._fd >= 0
+
     def say(self, news: bytes) -> None:
         """Say how far the start is. When that is what was waited for, nobody reads standard error any more."""
         if self._fd < 0:

@@ -46,7 +46,7 @@ def serve(plan: Plan, pid_path: str | None) -> int:
             return 0
         try:
             cluster = foreground.cluster
-            lines = banner(plan, cluster, foreground.ready_s, foreground.talker.coloured) + foreground.troubles
+            lines = banner(plan, cluster, foreground.ready_s, foreground.talker.coloured, foreground.is_detached) + foreground.troubles
             _wait_for_stop(foreground, terminal, lines)
         except KeyboardInterrupt:
             pass  # it came between two steps, and means the same
@@ -103,6 +103,11 @@ class _Foreground:
             raise
         self.ready_s = time.monotonic() - began
         self._is_ready = True
+
+    @property
+    def is_detached(self) -> bool:
+        """Whether ``up -d`` started it, so that no terminal's Ctrl-C reaches it."""
+        return self._news.is_wanted
 
     def _tell_log(self, source: str, stream: int, line: str) -> None:
         self.talker.say_log(source, [line])

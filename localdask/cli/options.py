@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import click
 
 from localdask import config, sizing
+from localdask.api.arguments import check_name
 from localdask.errors import UsageError
 from localdask.layers import interpret
 from localdask.preloads.sources import Source, may_be_click, read_sources
@@ -146,6 +147,8 @@ def plan_cluster(options: Mapping[str, Any], extra: Sequence[str], known_options
     ):
         if options[name] is not None:
             arguments[name] = options[name]
+    if options["name"]:
+        check_name(options["name"], f"--name {options['name']}")
     if options["local_directory"] is not None:
         arguments["local_directory"] = _checked_folder(options["local_directory"])
     return Plan(arguments, sources, n_workers, nthreads, memory, machine)

@@ -39,8 +39,8 @@ class Shown(Protocol):
     def watching(self) -> str: ...
 
 
-def banner(plan: Plan, cluster: Shown, ready_s: float, coloured: bool) -> list[str]:
-    """Return what ``up`` says once: what there is, what runs in it, how to reach and stop it."""
+def banner(plan: Plan, cluster: Shown, ready_s: float, coloured: bool, is_detached: bool = False) -> list[str]:
+    """Return what ``up`` says once: what there is, what runs in it, how to reach it, and to stop what is not detached."""
     memory = f"{_short(plan.memory_nbytes)} each" if plan.memory_nbytes else "no memory limit"
     machine = plan.machine
     cores = f"{machine.n_cpus} of {machine.n_cores} cores" if machine.n_cpus < machine.n_cores else plural(machine.n_cores, "core")
@@ -58,7 +58,7 @@ def banner(plan: Plan, cluster: Shown, ready_s: float, coloured: bool) -> list[s
     # Only a cluster with a socket can be reached from other processes.
     name = escape(cluster.name)
     reach = ("connect", f'Client("{name}")') if cluster.scheduler_address.startswith("unix://") else ("cluster", name)
-    rows.append((*reach, "Ctrl-C stops"))
+    rows.append(reach if is_detached else (*reach, "Ctrl-C stops"))
     return lines + [f"  {line}" for line in table(rows)]
 
 

@@ -192,7 +192,7 @@ def _take_lock(path: str, name: str) -> int:
             fd = os.open(path, _OPEN | os.O_CREAT, 0o600)
         except OSError as error:
             if error.errno == errno.ENAMETOOLONG:
-                raise UsageError(f"name={name!r:.40}… is too long for a file's name: choose a shorter one") from error
+                raise UsageError(f"the name {name!r:.40}… is too long for a file's name: choose a shorter one") from error
             raise
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

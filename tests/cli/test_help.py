@@ -80,6 +80,7 @@ def test_the_version_is_data() -> None:
         (("frobnicate",), "there is no verb 'frobnicate'; there are: up, down, ls, "),
         (("--versoin",), "--version"),
         (("up", "--worker", "3"), "there is no option --worker; did you mean --workers?"),
+        (("up", "--name", "a/b"), "--name a/b; a cluster's name is letters, digits, '.', '-' and '_'"),
         (("up", "--qqq"), "there is no option --qqq; only a preload whose dask_setup is a click command"),
         (("up", "surplus"), "there is no argument surplus; only a preload"),
         (("up", "-n", "four"), "'four' is no number of workers"),

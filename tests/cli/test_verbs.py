@@ -67,6 +67,7 @@ def test_a_detached_cluster_lives_until_it_is_ended(folder: Path) -> None:
     try:
         assert up.returncode == 0 and up.stdout == ""
         assert re.search(r"1 worker .*ready in", up.stderr) and "w0 │ set up w0" in up.stderr
+        assert 'connect  Client("apart")\n' in up.stderr and "Ctrl-C" not in up.stderr
         assert re.search(r"^cluster apart runs apart \(pid \d+\); localdask down apart stops it$", up.stderr, re.MULTILINE)
         with Client("apart") as client:
             assert client.submit(abs, -3).result(timeout=20) == 3
