@@ -11,7 +11,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from localdask import sizing
-from localdask.errors import StartError, UsageError
+from localdask.errors import PreloadError, StartError, UsageError
 
 if TYPE_CHECKING:
     from localdask.preloads.sources import Source
@@ -75,7 +75,10 @@ def read_preloads(role: str, specs: Any, argv: Any, *, allow_url: bool = False, 
         specs, argv = configured.specs, configured.argv
     from localdask.preloads.sources import read_sources  # noqa: PLC0415 - many clusters and most clients have no preloads
 
-    return read_sources(specs, argv or (), role=role, allow_url=allow_url, trust=trust)
+    try:
+        return read_sources(specs, argv or (), role=role, allow_url=allow_url, trust=trust)
+    except (PreloadError, UsageError) as error:
+        raise error.with_traceback(None) from None  # its text has the line that is the user's
 
 
 def make_local_directory(folder: str) -> None:

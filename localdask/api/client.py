@@ -35,7 +35,7 @@ from localdask.api.plugins import Registering
 from localdask.api.releasing import Releasing
 from localdask.api.seeing import Seeing
 from localdask.api.topics import Listening
-from localdask.errors import ClosedClientError, ClosedClusterError
+from localdask.errors import ClosedClientError, ClosedClusterError, PreloadError
 from localdask.messages import (
     CancelKeys,
     FireAndForget,
@@ -172,6 +172,9 @@ class Client(
         if not isinstance(self._link, TaskLink):
             try:
                 self._preloads = begin_client_preloads(self)
+            except PreloadError as error:
+                self.close()
+                raise error.with_traceback(None) from None  # its text has the frames that are the user's
             except BaseException:
                 self.close()
                 raise

@@ -26,7 +26,7 @@ from localdask.api.arguments import check_arguments, make_local_directory, read_
 from localdask.api.futures import parse_timeout
 from localdask.api.likeness import check_cluster_words
 from localdask.api.links import PYTHON
-from localdask.errors import ClosedClusterError, UsageError, WorkerStartTimeoutError
+from localdask.errors import ClosedClusterError, PreloadError, UsageError, WorkerStartTimeoutError
 from localdask.messages import BeginNanny
 from localdask.processes.launching import begin_launcher
 from localdask.system import segments
@@ -272,6 +272,9 @@ class LocalCluster:
             parts.sweep_doors()
             self._supervisor.wait_ready(timeout_s)
             self.scheduler.wait_for(lambda: self._reloader.knows_helpers, HELPERS_S)
+        except PreloadError as error:
+            self.close()
+            raise error.with_traceback(None) from None  # its text has the frames that are the user's
         except BaseException:
             self.close()
             raise

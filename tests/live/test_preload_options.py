@@ -77,8 +77,28 @@ def test_a_clients_preloads_are_set_up_and_torn_down_with_it(tmp_path: Path) -> 
             assert client.greeting == "hello"  # type: ignore[attr-defined]
         assert client.greeting == "running"  # type: ignore[attr-defined]
         path.write_text("def dask_setup(client): raise ValueError('no')\n")
-        with pytest.raises(PreloadError, match="of_a_client.py failed in client"):
+        with pytest.raises(PreloadError, match="of_a_client.py failed in client") as raised:
             Client(cluster)
+    assert len(ours(raised)) == 1
+
+
+def ours(raised: pytest.ExceptionInfo[BaseException]) -> list[str]:
+    """Return the files of localdask itself that a raised error's traceback shows."""
+    files = [str(entry.path) for entry in raised.traceback]
+    return [file for file in files if "/localdask/" in file and "/tests/" not in file]
+
+
+def test_the_error_of_a_preload_shows_the_users_frames_and_hardly_any_of_ours(tmp_path: Path) -> None:
+    path = tmp_path / "failing.py"
+    for code, role in (("def dask_setup(dask_thing): 1 / 0\n", "preload"), ("1 / 0\n", "preload_scheduler"), ("def (:\n", "preload")):
+        path.write_text(code)
+        arguments: dict[str, Any] = {role: path}
+        with pytest.raises(PreloadError, match=r"failing\.py:1") as raised:
+            LocalCluster(n_workers=1, **arguments)
+        assert len(ours(raised)) == 2  # where a cluster is made, and where its start failed
+    with pytest.raises(UsageError, match="is no such file") as missing:
+        LocalCluster(n_workers=1, preload="missing.py")
+    assert len(ours(missing)) == 2
 
 
 @pytest.mark.parametrize("broken", ["def dask_setup(worker: pass\n", "def dask_setup(worker): 1 / 0\n", "import helper_to_come\n"])
