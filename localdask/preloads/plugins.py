@@ -16,6 +16,7 @@ from localdask.errors import PreloadError, UsageError
 from localdask.preloads.failures import explain_failure, explain_overrun, first_line
 from localdask.preloads.hooks import HookCaller, HookName
 from localdask.preloads.limits import LimitPassed
+from localdask.system.signatures import parameters_of
 
 __all__ = ["NannyPlugin", "Plugins", "SchedulerPlugin", "SetupCallback", "WorkerPlugin", "plugin_kind", "plugin_name"]
 
@@ -101,9 +102,7 @@ class SetupCallback(WorkerPlugin):
 
     def setup(self, worker: Any) -> Any:
         """Call the function, with the worker if it has a parameter ``dask_worker``."""
-        import inspect  # noqa: PLC0415 - 9 ms, and few workers need it
-
-        if "dask_worker" in inspect.signature(self.function).parameters:
+        if "dask_worker" in (parameters_of(self.function) or ()):
             return self.function(dask_worker=worker)
         return self.function()
 

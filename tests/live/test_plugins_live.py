@@ -157,6 +157,7 @@ def test_async_hooks_and_callbacks(cluster: LocalCluster, client: Client) -> Non
 
     assert client.register_worker_callbacks(with_worker) == ok(cluster)
     assert client.register_worker_callbacks(lambda: setattr(get_worker(), "bare", True)) == ok(cluster)
+    assert client.register_worker_callbacks(dict) == ok(cluster)  # C code that does not tell its parameters
     assert set(client.run(lambda dask_worker: dask_worker.called and dask_worker.bare).values()) == {True}
 
 
