@@ -50,12 +50,6 @@ def _doors() -> str:
     return os.path.join(_own_place, "run", "localdask")
 
 
-def pytest_collection_finish(session: pytest.Session) -> None:
-    """Spare the collections after each test what was imported by now: they took a tenth of the suite's time."""
-    gc.collect()
-    gc.freeze()
-
-
 def pytest_unconfigure(config: pytest.Config) -> None:
     shutil.rmtree(_own_place, ignore_errors=True)
 
@@ -84,14 +78,25 @@ def own_files() -> set[str]:
     return found
 
 
-def _processes() -> set[tuple[int, float, str]]:
-    found = set()
-    for process in psutil.Process().children(recursive=True):
+def _children(pid: int) -> list[int]:
+    """Return a process's children from the kernel's own lists; psutil reads the whole machine's table, twice a test."""
+    try:
+        lists = [Path(f"/proc/{pid}/task/{thread}/children").read_text() for thread in os.listdir(f"/proc/{pid}/task")]
+    except OSError:  # no Linux, or just gone
+        return [child.pid for child in psutil.Process(pid).children()]
+    return [int(child) for children in lists for child in children.split()]
+
+
+def _processes(parent: int | None = None) -> set[tuple[int, float, str]]:
+    found: set[tuple[int, float, str]] = set()
+    for pid in _children(parent or os.getpid()):
         try:
+            process = psutil.Process(pid)
             command = " ".join(process.cmdline())
-            if "localdask.processes.launcher" in command and not process.children():
+            below = _processes(pid)
+            if "localdask.processes.launcher" in command and not below:
                 continue  # the idle launcher stays for the next cluster of this process
-            found.add((process.pid, process.create_time(), command[:200] or process.status()))
+            found |= {(pid, process.create_time(), command[:200] or process.status()), *below}
         except psutil.NoSuchProcess:
             continue
     return found
@@ -118,15 +123,40 @@ def _descriptors() -> Counter[str]:
     return found
 
 
-def _left(before: tuple[set[tuple[int, float, str]], set[threading.Thread], set[str], Counter[str]]) -> dict[str, object]:
-    """Return what is here now and was not before, by its kind."""
-    left = {
-        "processes": _processes() - before[0],
-        "threads": _threads() - before[1],
-        "files": own_files() - before[2],
-        "descriptors": dict(_descriptors() - before[3]),
-    }
-    return {kind: what for kind, what in left.items() if what}
+class _Guard:
+    """What is here now, and the judge of what is here later."""
+
+    def __init__(self) -> None:
+        self.before = _processes(), _threads(), own_files(), _descriptors()
+
+    def left(self) -> dict[str, object]:
+        """Return what is here now and was not before, by its kind."""
+        left = {
+            "processes": _processes() - self.before[0],
+            "threads": _threads() - self.before[1],
+            "files": own_files() - self.before[2],
+            "descriptors": dict(_descriptors() - self.before[3]),
+        }
+        return {kind: what for kind, what in left.items() if what}
+
+    def check(self) -> None:
+        """Fail when something is left for longer than an end takes."""
+        deadline = time.monotonic() + 5
+        gc.collect()
+        while (left := self.left()) and time.monotonic() < deadline:
+            time.sleep(0.01)
+            gc.collect()
+        assert not left, f"left behind: {left}"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def nothing_left_behind_by_a_file() -> Iterator[None]:
+    """The judge of what tests share, such as a cluster that outlives them."""
+    gc.collect()
+    gc.freeze()  # what is here stays, and looking at it again after each test took a sixth of the suite's time
+    guard = _Guard()
+    yield
+    guard.check()
 
 
 @pytest.fixture(autouse=True)
@@ -149,16 +179,11 @@ def no_loop_errs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     """Processes, threads, descriptors, segments and folders are the same after a test as before it.
 
-    A test marked ``shared`` uses a cluster that outlives it; the module's last fixture is then the judge.
+    A test marked ``shared`` uses a cluster that outlives it; its file is then judged as a whole.
     """
     if request.node.get_closest_marker("shared"):
         yield
         return
-    before = _processes(), _threads(), own_files(), _descriptors()
+    guard = _Guard()
     yield
-    deadline = time.monotonic() + 5
-    gc.collect()
-    while (left := _left(before)) and time.monotonic() < deadline:
-        time.sleep(0.01)
-        gc.collect()
-    assert not left, f"left behind: {left}"
+    guard.check()

@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -119,7 +120,9 @@ def test_a_killed_cluster_is_stale_until_it_is_cleaned(folder: Path) -> None:
 
 
 def test_without_a_name_there_must_be_one_cluster(cluster: LocalCluster) -> None:
-    alone = localdask("logs", environ=environment(XDG_RUNTIME_DIR=os.environ["TMPDIR"] + "/nowhere", TMPDIR=os.environ["TMPDIR"]))
+    with tempfile.TemporaryDirectory() as elsewhere:
+        os.mkdir(f"{elsewhere}/localdask", 0o700)  # or the folder for clusters of the whole machine is asked instead
+        alone = localdask("logs", environ=environment(XDG_RUNTIME_DIR=elsewhere))
     assert alone.returncode == 3 and alone.stderr.startswith("error: no cluster with a name runs; start one with 'localdask up'")
     with LocalCluster(name="second", n_workers=0):
         for verb in (["logs"], ["scale", "2"], ["down"], ["reload"]):
@@ -191,7 +194,7 @@ def test_logs_are_kept_filtered_and_followed(cluster: LocalCluster) -> None:
             wait_until(is_heard)
             assert "set up" not in follow.text
             os.write(follow.terminal, b"\x03")  # type: ignore[attr-defined]
-            assert follow.end() == 0
+            assert follow.end() == 0, follow.text
     wrong = localdask("logs", "--grep", "(")
     assert wrong.returncode == 2 and "is no regular expression" in wrong.stderr
 

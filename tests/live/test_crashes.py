@@ -1,32 +1,21 @@
-"""Deaths, one after the other: of workers, nannies and the launcher, and of tasks that no process survives."""
+"""Deaths, one after the other: of workers, nannies and the launcher."""
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
-import pytest
 
-from localdask import Client, Future, KilledWorker, LocalCluster, wait
+from localdask import Client, KilledWorker, LocalCluster, wait
 from localdask.processes import launching
 from localdask.processes.nannies import NannyHandle
 from tests.conftest import wait_until
-from tests.live.bestiary import CASES
 
 LONG_S = 60.0
-
-
-@pytest.fixture(scope="module")
-def shared_client() -> Iterator[Client]:
-    """For deaths that the cluster is to shrug off, one after the other."""
-    with LocalCluster(n_workers=2, threads_per_worker=1, allowed_failures=0) as cluster, Client(cluster) as client:
-        yield client
 
 
 def inc(x: int) -> int:
@@ -113,37 +102,6 @@ def test_queued_tasks_are_not_charged_for_the_death_of_another(tmp_path: Path) -
         kill(worker_pids(cluster)["w0"])
         assert client.gather(queued) == list(range(1, 51))
         assert isinstance(killer.exception(), KilledWorker)
-
-
-def test_the_error_tells_task_death_and_last_lines(shared_client: Client) -> None:
-    def leave() -> None:
-        print("about to leave", flush=True)
-        os._exit(7)
-
-    future = shared_client.submit(leave, key="leaver")
-    error = future.exception()
-    assert isinstance(error, KilledWorker)
-    assert (error.task, error.exit_text, error.last_lines) == ("leaver", "exit code 7", ("about to leave",))
-    assert error.peak_rss > 0
-    assert "the worker running task 'leaver' died once; last was w" in str(error)
-    assert "which ended by exit code 7 with a peak of" in str(error)
-    assert str(error).endswith("Its last lines:\n    about to leave")
-
-
-@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS])
-def test_the_error_names_the_signal(shared_client: Client, signum: signal.Signals) -> None:
-    def end(number: int) -> None:
-        signal.signal(number, signal.SIG_DFL) if number != signal.SIGKILL else None
-        os.kill(os.getpid(), number)
-
-    error = shared_client.submit(end, int(signum), pure=False).exception()
-    assert isinstance(error, KilledWorker) and error.exit_text == signum.name
-
-
-def test_a_segfault_shows_where_it_happened(shared_client: Client) -> None:
-    error = shared_client.submit(ctypes.string_at, 0).exception()
-    assert isinstance(error, KilledWorker) and error.exit_text == "SIGSEGV"
-    assert "in string_at" in str(error) and "processes/nanny.py" not in str(error)
 
 
 def test_a_task_that_kills_each_worker_is_given_up_after_the_allowed_failures() -> None:
@@ -269,50 +227,3 @@ def test_launcher_nannies_and_workers_may_all_be_killed_at_once(cluster: LocalCl
         kill(pid)
     wait_for_replacement(cluster, before)
     assert client.gather(futures) == list(range(50))
-
-
-# ── tasks that misbehave ─────────────────────────────────────────────────────
-
-
-def check(case_name: str, client: Client, bystander: Future[int]) -> None:
-    """Submit a bad object, and see that it harms nobody but itself."""
-    case = CASES[case_name]
-    error: BaseException | None = None
-    try:
-        future = client.submit(*case.submission(), pure=False)
-    except BaseException as raised:
-        assert case.call == "submit", f"submit raised {raised!r}"
-        error = raised
-    else:
-        assert case.call != "submit", "submit raised nothing"
-        error = raised_by(future.result)
-    if error is None:
-        assert case.error is None or case.may_succeed, f"{case.error} was to be raised"
-    else:
-        assert case.error is not None and isinstance(error, case.error), repr(error)
-        assert type(error) is case.error or case.position != "raised"
-        assert case.text in text_of(error)
-    assert bystander.result() == 5
-    assert client.gather(client.map(inc, range(3), pure=False)) == [1, 2, 3]
-
-
-def raised_by(call: Callable[[], object]) -> BaseException | None:
-    try:
-        call()
-    except BaseException as error:
-        return error
-    return None
-
-
-def text_of(error: BaseException) -> str:
-    try:
-        return str(error)
-    except RuntimeError:
-        return ""  # an exception whose own __str__ raises
-
-
-@pytest.mark.shared
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("case_name", CASES)
-def test_a_bad_task_fails_alone(case_name: str, shared_client: Client) -> None:
-    check(case_name, shared_client, shared_client.submit(nap, 5, pure=False))

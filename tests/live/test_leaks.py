@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -389,7 +390,6 @@ def in_child(queue: Any) -> None:
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-@pytest.mark.shared  # multiprocessing keeps a resource tracker
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 def test_a_process_of_multiprocessing_beside_a_cluster_may_have_its_own(method: str, client: Client) -> None:
     context: Any = multiprocessing.get_context(method)
@@ -399,6 +399,9 @@ def test_a_process_of_multiprocessing_beside_a_cluster_may_have_its_own(method: 
     process.join(30)
     assert process.exitcode == 0 and queue.get() == 42
     queue.close()
+    del queue, process  # its semaphores are the tracker's until then
+    gc.collect()
+    resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]  # it would stay until this process ends
     assert client.submit(inc, 1).result() == 2
 
 

@@ -736,7 +736,8 @@ def test_a_function_that_nobody_waits_for_is_not_answered(rig: Rig, tmp_path: Pa
 def test_asked_to_quit_it_lets_running_tasks_finish_and_starts_no_other(rig: Rig, gate: Gate, tmp_path: Path) -> None:
     running = fill_with_waiting(rig, gate, tmp_path)
     rig.submit(Path.touch, tmp_path / "never")
-    rig.send(Quit(WAIT_S))
+    rig.send(Quit(WAIT_S), TakeBack(()))
+    rig.wait_for(TakenBack)  # so it has heard that it is to quit
     gate.open_until(lambda: rig.have_ended(running))
     if rig.kind != "memory":
         assert rig.exit_text() == "exit code 0"
