@@ -321,7 +321,7 @@ class LocalCluster:
         elif kind == "worker-down":
             self._lifetimes.left(fields["worker"])
         self._plugin_keeper.happened(kind, fields)
-        is_serious = kind in ("degraded", "unreachable", "segments") or (kind == "boot-failed" and self.status == "running")
+        is_serious = kind in ("unreachable", "segments") or (kind in ("boot-failed", "degraded") and self.status == "running")
         if is_serious and self._tells_nobody:  # somebody may wait for ever
             print(f"localdask: {fields.get('detail') or fields['reason']}", file=sys.stderr)
         try:

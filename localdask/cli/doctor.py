@@ -91,12 +91,9 @@ def _limits() -> Iterator[Point]:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     shown = "unlimited" if soft == resource.RLIM_INFINITY else str(soft)
     if soft != resource.RLIM_INFINITY and soft < FILES_MIN:
-        yield Point(
-            "open files",
-            "note",
-            shown,
-            f"ulimit -n {min(FILES_MIN, hard) if hard != resource.RLIM_INFINITY else FILES_MIN}; a cluster needs about 8 a worker",
-        )
+        most = FILES_MIN if hard == resource.RLIM_INFINITY else min(FILES_MIN, hard)
+        mend = f"ulimit -n {most}" if most > soft else "the system allows no more (its hard limit)"
+        yield Point("open files", "note", shown, f"{mend}; a cluster needs about 8 a worker")
     else:
         yield Point("open files", "ok", shown)
     n_processes = resource.getrlimit(resource.RLIMIT_NPROC)[0]

@@ -7,6 +7,7 @@ keeper, the cluster. Everything runs on the scheduler's I/O thread, except ``kil
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
@@ -14,7 +15,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar, Protocol
 
-from localdask.errors import ExitWord, StartError
+from localdask.errors import ExitWord, ProtocolError, StartError
 from localdask.messages import (
     BeginNanny,
     BootFailed,
@@ -37,6 +38,7 @@ from localdask.processes.generation_words import VOTE_WORDS
 from localdask.records import replace
 from localdask.state import supervision as sv
 from localdask.system import outcomes, process
+from localdask.system.descriptors import close_all
 from localdask.system.loop import Loop, Timer
 from localdask.system.transport import Channel
 
@@ -120,6 +122,8 @@ class NannyHandle:
         self._process: process.Child | None = None
         self._timer: Timer | None = None
         self._was_told_why = False
+        #: Why it could not even be started, the last time that it was tried.
+        self._refusal = ""
         self._calls: dict[int, Callable[[str, bytes | None], None]] = {}
         self._n_calls = 0
         limits = sv.Limits(boot_limit_s=begin.settings["setup_timeout_s"] + 10.0, margin_s=NANNY_MARGIN_S)
@@ -222,14 +226,14 @@ class NannyHandle:
             self._timer = self._loop.call_at(self._child.deadline, lambda: self._step(sv.DeadlinePassed()))
 
     def _start_child(self, command: sv.StartChild) -> list[Any]:
-        self._was_told_why = False
+        self._was_told_why, self._refusal = False, ""
         try:
             if self._ahead:
                 self._private = self._ahead.pop()
             else:
                 self._private = launching.start_nanny(self._method, with_worker=not self._begin.nanny_preloads)
         except (StartError, OSError) as error:
-            self._keeper.wrote_lines(self.name, 2, [f"nanny {self.name} did not start: {error}"])
+            self._refuse(error)
             return [sv.StartRefused(command.life)]
         channel = self._channel = self._private.channel
         settings = {**self._begin.settings, "last_life": self.life, "nanny_life": command.life}
@@ -241,6 +245,10 @@ class NannyHandle:
         if channel.has_unsent:
             self._loop.add_writer(channel.fileno(), lambda: self._write(channel))
         return [sv.ChildStarted(life)]
+
+    def _refuse(self, error: Exception) -> None:
+        self._refusal = f"nanny {self.name} did not start: {_mend(error)}"
+        self._keeper.wrote_lines(self.name, 2, [self._refusal])
 
     def _write(self, channel: Channel) -> None:
         if channel.flush():
@@ -263,12 +271,13 @@ class NannyHandle:
 
     def _report_failed(self, command: sv.ReportFailed) -> None:
         if not self._was_told_why:
-            self._keeper.boot_failed(
-                self, StartError(f"nanny {self.name} ended during its start ({command.word.value}); see what it wrote")
-            )
+            text = self._refusal or f"nanny {self.name} ended during its start ({command.word.value}); see what it wrote"
+            self._keeper.boot_failed(self, StartError(text))
 
     def _report_degraded(self, command: sv.ReportDegraded) -> None:
         text = f"nanny {self.name} died {command.n_deaths} times within {command.period_s:g} s; it is not started again"
+        if self._refusal:
+            text += f" ({self._refusal})"
         self._keeper.nanny_event(self, "degraded", reason=text)
 
     def _report_abandoned(self, command: sv.ReportAbandoned) -> None:
@@ -296,11 +305,16 @@ class NannyHandle:
     def _read(self, channel: Channel, life: int) -> None:
         try:
             words = channel.receive()
-        except (EOFError, OSError):
+        except (EOFError, OSError) as error:
+            if isinstance(error, ProtocolError):
+                self._refuse(error)
             self._ended(channel, life)
             return
         fds = channel.take_fds()
         for word in words:
+            if self._channel is not channel:  # it was given up
+                close_all(fds)
+                return
             if isinstance(word, WorkerBorn):
                 self.life, self.worker_pid = word.life, word.pid
                 self._keeper.worker_born(self, word.life, word.pid, fds.pop(0))
@@ -311,11 +325,16 @@ class NannyHandle:
                 self._on_word[type(word)](self, word)
 
     def _ready(self, word: NannyReady) -> None:
+        assert self._channel is not None  # it just spoke
         self.pid = word.pid
-        # It spoke a moment ago and nobody but the launcher can have collected it: the number is still its own.
-        self._process = process.Child(word.pid)
+        try:
+            # It spoke a moment ago and nobody but the launcher can have collected it: the number is still its own.
+            self._process = process.Child(word.pid)
+        except OSError as error:
+            self._refuse(error)
+            self._ended(self._channel, self._child.life)
+            return
         if self._process.fileno() >= 0:
-            assert self._channel is not None  # it just spoke
             self._loop.add_reader(self._process.fileno(), partial(self._ended, self._channel, self._child.life))
         self._step(sv.ChildReady(self._child.life))
         self._keeper.reloads_ear.nanny_started(self, self._child.life)
@@ -396,3 +415,10 @@ class NannyHandle:
         self._keeper.reloads_ear.nanny_left(self, life, word)
         self._keeper.plugins_ear.nanny_left(self, life, word is ExitWord.ASKED)
         self._step(sv.ChildExited(life, word))
+
+
+def _mend(error: Exception) -> str:
+    """Return an error's text, with what can be done about it."""
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        return "too many open files; allow more (ulimit -n), or ask for fewer workers"
+    return str(error)

@@ -282,5 +282,7 @@ class Supervisor:
     def nanny_event(self, handle: NannyHandle | ThreadHandle, kind: str, **fields: Any) -> None:
         if handle.has_ended and self._leaving.get(handle.worker_name) is handle:
             del self._leaving[handle.worker_name]
+        if kind == "degraded" and self.is_starting and self.failure is None:
+            self.failure = StartError(fields["reason"])  # nobody tries again, so that nobody would be waited for
         self._tell(kind, worker=handle.worker_name, **fields)
         self._scheduler.notify()

@@ -61,7 +61,7 @@ class Surroundings:
                 continue
             if fd in self._spares:
                 os.close(self._spares[fd])
-            self._spares[fd] = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _SPARE_FD_MIN)
+            self._spares[fd] = _spare(fd)
             self._identities[fd] = identity
         self._streams = {name: getattr(sys, name) for name in _STREAMS}
 
@@ -122,6 +122,13 @@ def _cwd() -> str:
         return os.getcwd()
     except OSError:
         return ""
+
+
+def _spare(fd: int) -> int:
+    try:
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _SPARE_FD_MIN)
+    except OSError:
+        return os.dup(fd)  # the process may not have so many open (ulimit -n 64)
 
 
 def _identity(fd: int) -> tuple[int, int] | None:
