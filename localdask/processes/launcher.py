@@ -22,6 +22,7 @@ from localdask.processes import nanny
 from localdask.system import codec, process
 from localdask.system.environment import note_environ
 from localdask.system.loop import Loop
+from localdask.system.memory import KEEP_FREED
 from localdask.system.transport import Channel
 
 #: How long nannies may take to end by themselves once the user's process is gone, in seconds.
@@ -100,6 +101,8 @@ def main(fd: int) -> None:
     os.dup2(null, 0)
     os.close(null)
     sys.modules["__main__"] = types.ModuleType("__main__")
+    for name in KEEP_FREED:  # glibc has read them, and nannies begin with the user's environment
+        os.environ.pop(name, None)
     note_environ()
     codec.warm()
     process.warm()

@@ -60,6 +60,7 @@ from localdask.system import outcomes, process
 from localdask.system.board import read_board
 from localdask.system.environment import take_place
 from localdask.system.loop import Loop, Timer
+from localdask.system.memory import KEEP_FREED
 from localdask.system.transport import Channel
 
 #: What a worker is given to end once the user's process is gone, in seconds.
@@ -356,8 +357,8 @@ class Nanny:
 
     def _start_worker(self, life: int) -> None:
         self._was_told_why = False
-        for name in _LIBRARY_THREADS:
-            os.environ.setdefault(name, str(self.nthreads))
+        for name, setting in {**dict.fromkeys(_LIBRARY_THREADS, str(self.nthreads)), **KEEP_FREED}.items():
+            os.environ.setdefault(name, setting)
         for key, value in self.env.items():
             if value is None:
                 os.environ.pop(key, None)

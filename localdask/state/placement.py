@@ -46,6 +46,8 @@ FUNCTIONS_MAX = 1000
 #: (measured with fresh shared memory).
 MOVE_S = 0.01
 MOVE_BYTE_S = 1e-9
+#: Tasks that are sent, though a worker has enough, because their results are read together with that of another one there.
+PARTNERS_MAX = 3
 #: How often idle workers look again at what others have queued, in seconds.
 REBALANCE_S = 0.005
 
@@ -110,19 +112,13 @@ def choose_worker(state: SchedulerState, task: TaskState) -> WorkerState | None:
     """Return the worker to send a runnable task to now, or None when all that are admitted have enough to do."""
     function = task.function
     is_measured = function is not None and function.duration_s >= 0 and task.limits is None
+    other = next(iter((state.idle or (state.open if is_measured else {})).values()), None)
     holder = _largest_holder(task) if task.dependencies else None
     if holder is not None and fits_now(holder, task.restriction):
         can_begin = holder.is_idle or (not state.idle and has_room(holder, is_measured))
-        if can_begin or _is_worth_waiting(holder, task):
+        if can_begin or _is_worth_waiting(holder, task, other):
             return holder
-    if not task.restriction.is_none:
-        return _choose_restricted(state, task.restriction, is_measured)
-    for worker in state.idle.values():
-        return worker
-    if is_measured:
-        for worker in state.open.values():
-            return worker
-    return None
+    return other if task.restriction.is_none else _choose_restricted(state, task.restriction, is_measured)
 
 
 def _largest_holder(task: TaskState) -> WorkerState | None:
@@ -135,12 +131,12 @@ def _largest_holder(task: TaskState) -> WorkerState | None:
     return max(held, key=held.__getitem__) if held else None
 
 
-def _is_worth_waiting(holder: WorkerState, task: TaskState) -> bool:
-    """Whether a task had better wait in the queue of the worker that holds its inputs than have them moved."""
+def _is_worth_waiting(holder: WorkerState, task: TaskState, other: WorkerState | None) -> bool:
+    """Whether a task had better wait for the worker that holds its inputs than have them moved to another, where it waits too."""
     # What is counted or timed from when it is sent must not wait there.
     if task.limits is not None or task.restriction.resources or len(holder.in_flight) >= IN_FLIGHT_MAX:
         return False
-    return _wait_s(holder) < _move_s(holder, task)
+    return _wait_s(holder) < _move_s(holder, task) + (_wait_s(other) if other is not None else 0.0)
 
 
 def _move_s(holder: WorkerState, task: TaskState) -> float:
@@ -307,13 +303,43 @@ def feed(state: SchedulerState, worker: WorkerState) -> None:
             break
         queue.pop()
         holder = _largest_holder(task) if task.dependencies else None
-        if holder is not None and holder is not worker and fits_now(holder, task.restriction) and _is_worth_waiting(holder, task):
+        if holder is not None and holder is not worker and fits_now(holder, task.restriction) and _is_worth_waiting(holder, task, worker):
             place_on(state, task, holder)
         elif not task.dependencies or _make_readable(state, task, worker):
             _hand_over(state, task, worker, PROCESSING)
+            _send_partners(state, task, worker)
         if task.dependents:
             stage_dependents(state, task)
     note_room(state, worker)
+
+
+def _send_partners(state: SchedulerState, task: TaskState, worker: WorkerState) -> None:
+    """Send after a task what is queued and will be read together with it: else one of the results would have to be moved."""
+    if task.dependencies or task.restriction.resources:
+        return
+    n_sent = 0
+    for dependent in task.dependents or ():
+        if len(dependent.dependencies) > PARTNERS_MAX + 1:
+            continue
+        for partner in dependent.dependencies:
+            if partner.state == QUEUED and _is_alike(partner, task):
+                _hand_over(state, partner, worker, PROCESSING)
+                n_sent += 1
+                if n_sent == PARTNERS_MAX:
+                    return
+
+
+def _is_alike(partner: TaskState, task: TaskState) -> bool:
+    """Whether a task may go to a worker ahead of its turn because another one does."""
+    function = partner.function
+    return (
+        function is not None
+        and function.is_measured
+        and not partner.dependencies
+        and partner.limits is None
+        and partner.restriction is task.restriction
+        and partner.priority[0] == task.priority[0]
+    )
 
 
 def _first_queue(state: SchedulerState, worker: WorkerState, restricted: list[Restriction]) -> TaskQueue:

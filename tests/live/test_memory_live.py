@@ -141,3 +141,19 @@ def test_a_process_that_is_too_large_moves_its_results_to_disk_and_goes_on() -> 
 
         wait_until(lambda: metrics()["spilled_bytes"]["disk"] >= 80_000_000 and metrics()["memory"] <= 80_000_000)
         assert [value[0][0] for value in client.gather(client.map(lambda value: value[:1], futures))] == [0, 1, 2, 3]
+
+
+@pytest.mark.skipif("CS_GNU_LIBC_VERSION" not in os.confstr_names, reason="only glibc can be told what to keep")
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_what_tasks_free_is_kept_for_the_next_ones(method: str) -> None:
+    def fresh_pages() -> int:
+        import resource
+
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        held = [b"x" * 2_000_000 for _ in range(8)]
+        del held
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    with LocalCluster(n_workers=1, threads_per_worker=1, start_method=method) as cluster, Client(cluster) as client:
+        first, second = (client.submit(fresh_pages, pure=False).result() for _ in range(2))
+    assert second < first / 4

@@ -401,6 +401,42 @@ def test_a_worker_that_comes_later_is_not_given_what_is_quicker_where_its_input_
         assert desk.at("reads") == place
 
 
+def test_what_is_read_together_is_made_on_one_worker() -> None:
+    desk = Desk(w0=1, w1=1)
+    learned(desk, duration_s=0.02)
+    for key in ("r0", "r1", "r2", "r3"):
+        desk.submit(key)
+    leaves = [words.TaskSpec(key, FUNCTION, b"") for key in ("a0", "b0", "a1", "b1")]
+    joined = [words.TaskSpec(key, FUNCTION, b"", inputs) for key, inputs in {"ab": ("a0", "a1"), "ba": ("b0", "b1")}.items()]
+    desk.client(words.SubmitTasks("c", [*leaves, *joined], ("ab", "ba")))
+    assert {desk.at(spec.key) for spec in leaves} == {"queued"}
+    desk.done("r0", duration_s=0.02)
+    desk.done("r1", duration_s=0.02)
+    places = {spec.key: desk.state.tasks[spec.key].worker for spec in leaves}
+    assert places["a0"] is places["a1"] and places["b0"] is places["b1"] and places["a0"] is not places["b0"]
+
+
+def test_what_many_read_together_is_made_wherever_there_is_room() -> None:
+    desk = Desk(w0=1, w1=1)
+    learned(desk, duration_s=0.02)
+    for key in ("r0", "r1", "r2", "r3"):
+        desk.submit(key)
+    leaves = [words.TaskSpec(f"a{index}", FUNCTION, b"") for index in range(10)]
+    desk.client(words.SubmitTasks("c", [*leaves, words.TaskSpec("all", FUNCTION, b"", tuple(spec.key for spec in leaves))], ("all",)))
+    desk.done("r0", duration_s=0.02)
+    assert [spec.key for spec in leaves if desk.at(spec.key) == "processing"] == ["a0"]
+
+
+def test_a_task_waits_for_the_worker_of_its_input_if_it_would_wait_elsewhere_too() -> None:
+    desk = busy_holder(150_000_000)
+    for key in ("more", "most", "even more"):
+        desk.submit(key)
+    desk.submit("reads", "large")
+    assert desk.at("reads") == "queued"  # either worker has one running and one ahead
+    desk.done("more", duration_s=0.1)
+    assert desk.state.tasks["reads"].worker is desk.workers["w0"] and desk.at("reads") == "processing"
+
+
 def test_what_may_not_wait_in_a_worker_s_queue_does_not_wait_for_its_input_there() -> None:
     desk = busy_holder(200_000_000)
     desk.submit("timed", "large", limits=(1.0, b""))
