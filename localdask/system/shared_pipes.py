@@ -7,7 +7,7 @@ with it leaves to the loop's thread.
 
 The pipes are in one epoll, which the loop watches through another, the gate; who leads
 shuts the gate, which takes a microsecond. When a thread leads again and again, as in a loop
-of calls, the gate stays shut between two turns, for a millisecond at most: else the
+of calls, the gate stays shut between two turns, for some milliseconds at most: else the
 answer would come before the thread has begun to wait, and wake the loop's thread after
 all. Where there is no epoll nobody leads.
 """
@@ -28,7 +28,7 @@ __all__ = ["SharedPipes"]
 #: Reads a pipe in a leading thread; False leaves what is there to the loop's thread.
 TryRead = Callable[[], bool]
 #: Who leads again within this time, in seconds, finds the gate still shut.
-LINGER_S = 0.0005
+LINGER_S = 0.002
 #: For so long one call of the kernel waits, in seconds; it knows no more than 24 days.
 WAIT_MAX_S = 3600.0
 #: How many pipes are looked at in one go: for so many the kernel is given room each time.
