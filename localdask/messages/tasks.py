@@ -374,7 +374,7 @@ class TakenBack:
 class KeyPublished:
     """The answer to ``PublishKey``; None when the value is not here or cannot be pickled.
 
-    Unasked it says that the value was spilled: it is there now, and no longer in the worker's memory.
+    With ``is_spilled`` it is there now, and no longer in the worker's own memory; unasked, when it went to disk.
     """
 
     key: str

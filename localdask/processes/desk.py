@@ -39,9 +39,10 @@ from localdask.messages import (
 from localdask.processes.ears import Ear
 from localdask.processes.intake import Intake, Spilled
 from localdask.processes.moves import Moves
+from localdask.state.spilling import is_let_go
 from localdask.system import codec, outcomes
 from localdask.system.board import SLOTS
-from localdask.system.segments import SegmentFolder
+from localdask.system.segments import SegmentFolder, SegmentPayload
 from localdask.system.transport import AnyChannel
 
 __all__ = ["Desk"]
@@ -221,15 +222,25 @@ class Desk:
             self._is_on_errand = False
 
     def _publish(self, key: str, value: Any) -> None:
+        payload, error = None, None
         try:
-            word = KeyPublished(key, self._payload(key, value))
-        except BaseException as error:  # whatever the value's own code raises
-            word = KeyPublished(key, None, outcomes.dumps_error(error, skip=2))
-        intake = self._intake
+            payload = self._payload(key, value)
+        except BaseException as raised:  # whatever the value's own code raises
+            error = outcomes.dumps_error(raised, skip=2)
         with self._lock:
-            intake.words.append(word)
-            if isinstance(word.payload, tuple) and intake.spilling is not None and intake.data.get(key) is value:
-                intake.spilling.published[key] = word.payload
+            is_let_go = isinstance(payload, tuple) and self._published(key, value, payload)
+            self._intake.words.append(KeyPublished(key, payload, error, is_let_go))
+            self.flush()  # before the value goes, which takes a while
+
+    def _published(self, key: str, value: Any, payload: SegmentPayload) -> bool:
+        """Let a value go that others read now, if that pays; return whether it did. Under the lock."""
+        _, header, lengths = payload
+        is_copied = type(value) is bytes or type(value) is bytearray  # whenever it is read
+        if not is_copied and is_let_go(len(header), lengths):
+            return self._intake.let_go(key, value, payload)
+        if self._intake.spilling is not None and self._intake.data.get(key) is value:
+            self._intake.spilling.published[key] = payload
+        return False
 
     def _payload(self, key: str, value: Any) -> Any:
         what = f"the result {key!r}"

@@ -31,7 +31,7 @@ __all__ = ["Intake", "Job", "KnownFunction", "Spilled"]
 
 @record
 class Spilled:
-    """What is left here of a result that went to disk: where it lies, which is a ``segments.SegmentPayload``."""
+    """What is left here of a result that went to disk, or of a large one that was published: its place, a ``segments.SegmentPayload``."""
 
     payload: Any
 
@@ -139,6 +139,15 @@ class Intake:
             for key in keys:
                 self.spilling.forget(key)
         self.dropped += [self.data.pop(key) for key in keys if key in self.data]
+
+    def let_go(self, key: str, value: Any, payload: Any, disk_nbytes: int = 0) -> bool:
+        """Keep only the place of a value that lies in a file now; return False if the key is not that value any more."""
+        if self.data.get(key) is not value:
+            return False
+        self.data[key] = Spilled(payload)
+        if self.spilling is not None:
+            self.spilling.moved(key, disk_nbytes)
+        return True
 
     def take_dropped(self) -> list[Any]:
         """Return what was dropped since the last call."""

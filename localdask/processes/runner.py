@@ -28,7 +28,6 @@ from localdask.processes.task_output import TaskOutput
 from localdask.system.codec import dumps_result, loads, loads_arguments, loads_buffers
 from localdask.system.mappings import Mappings
 from localdask.system.outcomes import dumps_error
-from localdask.system.segments import map_payload
 
 __all__ = [
     "RUN_AGAIN",
@@ -384,7 +383,7 @@ def _load_inputs(task: RunTask, held: Mapping[str, Any] | None, mappings: Mappin
             value = inputs[key]
             if type(value) is Spilled:
                 try:
-                    inputs[key] = loads_buffers(*map_payload(value.payload), what)
+                    inputs[key] = loads_buffers(*mappings.map(value.payload), what)
                 except (FileNotFoundError, DataLostError):
                     raise _SpilledGoneError(key) from None
             continue

@@ -123,9 +123,7 @@ class Spiller:
         if payload is None:
             return
         with self._lock:
-            if self._intake.data.get(key) is value and key in self._state.live:
-                self._intake.data[key] = Spilled(payload)
-                self._state.moved(key, nbytes)
+            if key in self._state.live and self._intake.let_go(key, value, payload, nbytes):
                 self._intake.words.append(KeyPublished(key, payload, None, True))
                 return
         if known is None and self._desk.segments is not None:  # released meanwhile
@@ -188,4 +186,4 @@ class HeldValues(MutableMapping[str, Any]):
         return ValuesView(HeldValues(dict(self._data)))
 
     def __repr__(self) -> str:
-        return f"<{len(self._data)} results, of which {sum(type(value) is Spilled for value in list(self._data.values()))} on disk>"
+        return f"<{len(self._data)} results, of which {sum(type(value) is Spilled for value in list(self._data.values()))} in files>"

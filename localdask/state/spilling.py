@@ -10,6 +10,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+#: A published result of so many bytes is read from there by its own worker too.
+LET_GO_MIN = 16 << 20
+
+
+def is_let_go(header_nbytes: int, lengths: Iterable[int]) -> bool:
+    """Whether a worker keeps only the place of a result that it published, given its pickle's length and those of its buffers.
+
+    It does when that halves the memory and costs little: reading it maps the buffers, and makes all else anew.
+    """
+    nbytes = sum(lengths)
+    return nbytes >= LET_GO_MIN and 0 < 16 * header_nbytes <= nbytes
+
 
 class Spilling:
     """What a worker's large results take, in bytes.
@@ -107,7 +119,7 @@ class Spilling:
 
     def moved(self, key: str, nbytes: int) -> None:
         """A result went, and takes so much on disk: nothing when it had been published already."""
-        self.live_nbytes -= self.live.pop(key)
+        self.live_nbytes -= self.live.pop(key, 0)
         self.published.pop(key, None)
         self.on_disk[key] = nbytes
         self.disk_nbytes += nbytes

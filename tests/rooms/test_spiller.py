@@ -85,7 +85,7 @@ def test_beyond_the_target_the_oldest_goes_and_the_scheduler_is_told_where_it_li
     assert [name.startswith("held-w0-1-") for name in names(folder)] == [True]
     assert place.intake.take_dropped() == []  # let go outside the lock already
     held = HeldValues(place.intake.data)
-    assert dict(held) == {"a": [1, 2, 3], "b": b"b" * 30_000} and "1 on disk" in repr(held)
+    assert dict(held) == {"a": [1, 2, 3], "b": b"b" * 30_000} and "1 in files" in repr(held)
 
 
 def test_what_was_published_already_is_only_let_go(place: Place, folder: SegmentFolder) -> None:

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from localdask.errors import DataLostError, PreloadError, SerializationError
@@ -60,6 +61,7 @@ from localdask.processes import runner, worker_process
 from localdask.processes import worker as room
 from localdask.processes.runner import Reschedule, get_worker
 from localdask.processes.worker import Worker
+from localdask.state.spilling import LET_GO_MIN
 from localdask.system import codec, outcomes, process, segments
 from localdask.system.board import map_board, note_unwatched, open_board, read_board
 from localdask.system.transport import AnyChannel, channel_pair, memory_pair
@@ -330,6 +332,34 @@ def test_a_large_result_stays_and_is_published_when_asked(rig: Rig) -> None:
             assert large.wait_for(KeyPublished) == KeyPublished("nobody's", None)
         finally:
             large.close()
+
+
+@pytest.mark.parametrize("make", [np.ones, bytes, lambda n: [bytes(n)]], ids=["array", "bytes", "within a list"])
+def test_a_published_result_that_is_mapped_cheaply_is_held_no_more(rig: Rig, make: Callable[[int], Any]) -> None:
+    with segments.SegmentFolder.create() as folder:
+        rig.settings["segment_folder"] = folder.path
+        large = begin_like(rig)
+        try:
+            n = LET_GO_MIN // 8 if make is np.ones else LET_GO_MIN
+            large.ended(large.submit(make, n, key="large"))
+            large.send(PublishKey("large"))
+            is_let_go = large.wait_for(KeyPublished).is_spilled
+            assert is_let_go == (make is np.ones)
+            for _ in range(2):
+                large.send(PublishKey("large"))
+                assert large.wait_for(KeyPublished).is_spilled == is_let_go
+                attempt = large.submit(spoilt, codec.InputRef("large"), inputs=(("large", None),))
+                assert large.result(attempt) == (make is np.ones), "what a task changes in it, the next one does not see"
+        finally:
+            large.close()
+
+
+def spoilt(data: Any) -> int:
+    """Change an array, and return what it began with."""
+    first = int(data[0] if len(data) > 1 else data[0][0])
+    if isinstance(data, np.ndarray):
+        data[0] = 7
+    return first
 
 
 def begin_like(rig: Rig) -> Rig:

@@ -223,6 +223,8 @@ class World:
                 worker.data.pop(key, None)
                 worker.spilled.discard(key)
         elif isinstance(word, words.PublishKey):
+            if word.key in worker.data and len(worker.data) % 2:  # it keeps only the place
+                worker.spilled.add(word.key)
             worker.outbox.append(words.KeyPublished(word.key, worker.data.get(word.key), None, word.key in worker.spilled))
         else:
             raise AssertionError(f"a worker got {word}")

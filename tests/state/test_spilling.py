@@ -8,7 +8,14 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from localdask.state.spilling import Spilling
+from localdask.state.spilling import LET_GO_MIN, Spilling, is_let_go
+
+
+def test_a_published_result_is_let_go_when_it_is_large_and_nearly_all_of_it_is_mapped() -> None:
+    assert is_let_go(200, [LET_GO_MIN]) and is_let_go(LET_GO_MIN // 16, [LET_GO_MIN - 1, 1])
+    assert not is_let_go(200, [LET_GO_MIN - 1]), "too small to matter"
+    assert not is_let_go(LET_GO_MIN // 16 + 1, [LET_GO_MIN]), "too much to make anew at each read"
+    assert not is_let_go(0, [LET_GO_MIN]), "a header so large that it lies in the file itself"
 
 
 def moved(spilling: Spilling) -> list[str]:
