@@ -49,6 +49,7 @@ class Scattering:
     _submitting: threading.RLock
     _drop: Callable[[str], None]
     _check_running: Callable[[], None]
+    _make_room: Callable[[int], None]
 
     def _begin_scattering(self) -> None:
         self._stored: dict[bytes, _Stored] = {}
@@ -124,9 +125,11 @@ class Scattering:
                     self._stored[print_] = replace(known, is_argument=True)
                     self._link.post([AddData(self.id, [(state.key, known.payload, state.nbytes)], True)])
                 return future
+        nbytes = len(header) + sum(buffer.nbytes for buffer in buffers)
+        if is_argument:
+            self._make_room(nbytes)
         payload = self._link.segments.publish(header, buffers)
         try:
-            nbytes = len(header) + sum(buffer.nbytes for buffer in buffers)
             future = self._add(key or f"{name}-{os.urandom(16).hex()}", payload, nbytes, is_argument=is_argument)
         except BaseException:  # nobody has the future, so nobody misses what it stands for
             self._link.segments.unlink(payload[0])

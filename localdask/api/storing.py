@@ -26,6 +26,8 @@ KEPT_MAX = 256 * 2**20
 class Storing(Scattering):
     """What ``Client`` does with arguments and functions that are too large to travel with a task."""
 
+    _release_dropped: Callable[[], None]
+
     def _begin_storing(self) -> None:
         self._begin_scattering()
         #: What was given last: the user's object, its future and its size, by its key. It leaves with the object.
@@ -88,18 +90,27 @@ class Storing(Scattering):
     def _keep(self, value: object, stored: Future[Any], nbytes: int) -> None:
         """Hold what was given last for as long as the user has it."""
         self._kept.pop(stored.key, None)
+        if nbytes > KEPT_MAX:
+            return
         try:
             ref = weakref.ref(value, partial(_leave, weakref.ref(self), stored.key))
         except TypeError:  # bytes, str, list and dict cannot be watched
             return
+        self._make_room(nbytes)
         self._kept[stored.key] = (ref, stored, nbytes)
+
+    def _make_room(self, nbytes: int) -> None:
+        """Let go of what was given first, until so much more may be kept; done before more is written, which may use its pages again."""
         sizes = {key: entry[2] for key, entry in list(self._kept.items())}
-        surplus = sum(sizes.values()) - KEPT_MAX
-        for key, size in sizes.items():  # those that were given first go first
-            if surplus <= 0:
-                break
+        surplus = sum(sizes.values()) + nbytes - KEPT_MAX
+        if surplus <= 0:
+            return
+        for key, size in sizes.items():
             self._kept.pop(key, None)
             surplus -= size
+            if surplus <= 0:
+                break
+        self._release_dropped()
 
 
 def _size(header: bytes, buffers: list[memoryview]) -> int:

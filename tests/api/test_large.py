@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from localdask import Client, LocalCluster, wait
+from localdask.api import storing
 from localdask.system import codec, segments
 from tests.conftest import wait_until
 
@@ -47,6 +48,29 @@ def test_a_large_argument_given_many_times_is_stored_once(cluster: LocalCluster,
         np.testing.assert_equal(client.submit(lambda data: data, value).result(), value)
         del futures, value
         wait_until(lambda: not stored(cluster), what="the segments to go")
+
+
+def test_what_was_given_first_makes_room_before_the_next_is_written(cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storing, "KEPT_MAX", 2 * 8 * N + 1000)
+    counts = []
+
+    class Watched(segments.SegmentFolder):
+        def publish(self, *args: Any, **kwargs: Any) -> Any:
+            counts.append(len(stored(cluster)))
+            return super().publish(*args, **kwargs)
+
+    assert cluster.segments is not None
+    monkeypatch.setattr(cluster.segments, "__class__", Watched)
+    with Client(cluster) as client:
+        arrays = [np.full(N, float(number)) for number in range(4)]
+        for array in arrays:
+            assert client.submit(total, array).result() == array.sum()
+        assert counts == [0, 1, 1, 1]
+        assert client.submit(total, arrays[-1], 1).result() == 3 * N + 1
+        assert len(counts) == 4, "the last ones are kept"
+        monkeypatch.setattr(storing, "KEPT_MAX", 8 * N)
+        client.submit(total, np.full(N, 4.0)).result()
+        wait_until(lambda: not stored(cluster), what="the segment of what is too large to keep")
 
 
 def test_equal_large_calls_are_one_task_and_a_changed_argument_is_another(cluster: LocalCluster) -> None:
