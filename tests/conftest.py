@@ -64,7 +64,7 @@ def wait_until(condition: Callable[[], object], timeout_s: float = WAIT_S, what:
 
 
 def own_files() -> set[str]:
-    """Return what localdask left in this run's temporary folder, and in shared memory on behalf of it."""
+    """Return what localdask left in this run's temporary folder, and in shared memory for it, but for folders of free segments."""
     found = {str(path) for path in Path(_own_place).glob("*localdask*")}
     found |= {str(path) for folder in Path(_own_place).glob("*localdask*") if folder.is_dir() for path in folder.iterdir()}
     found |= {str(path) for path in Path(_doors()).iterdir()}
@@ -72,7 +72,7 @@ def own_files() -> set[str]:
         for folder in SHARED_MEMORY.glob("*localdask*"):
             try:
                 is_ours = os.readlink(folder / "spare").startswith(_own_place)
-                found |= {str(path) for path in (folder, *folder.iterdir())} if is_ours else set()
+                found |= {str(path) for path in (folder, *folder.iterdir()) if path.name != "free"} if is_ours else set()
             except OSError:
                 continue  # another run's, or just gone
     return found

@@ -129,7 +129,8 @@ def _travels(data: bytes) -> bool:
     """Return whether a plain pickle can be loaded in a process with another ``__main__``."""
     if b"__main__" in data:
         return False
-    return not any(name.encode() in data for name in tuple(_registered()))
+    registered = _registered()
+    return not registered or not any(name.encode() in data for name in tuple(registered))
 
 
 class TooLargeError(Exception):
@@ -149,7 +150,7 @@ def dumps(obj: object, what: str = "the argument", on_buffer: Callable[[pickle.P
     """
     try:
         data = pickle.dumps(obj, 5, buffer_callback=on_buffer)
-        if b"__main__" not in data and (not _registered() or _travels(data)):
+        if _travels(data):
             return data
     except TooLargeError:
         raise
@@ -529,13 +530,6 @@ def dumps_result(value: object, inline_max: int = 65536) -> tuple[bytes | None, 
             return None, len(value)  # type: ignore[arg-type]
         data = pickle.dumps(value, 5)
         return (data, len(data)) if len(data) <= inline_max else (None, len(data))
-    buffers: list[pickle.PickleBuffer] = []
-    try:
-        data = pickle.dumps(value, 5, buffer_callback=buffers.append)
-        if not buffers and b"__main__" not in data and not _registered():
-            return (data, len(data)) if len(data) <= inline_max else (None, len(data))
-    except _FAILURES:
-        pass  # as in dumps
     header, large = _dumps_out_of_band(value, "the result", inline_max)
     nbytes = len(header) + sum(buffer.nbytes for buffer in large)
     return (header if not large and nbytes <= inline_max else None), nbytes

@@ -26,9 +26,10 @@ __all__ = ["FreeSegments"]
 #: For how long a released segment is kept, in seconds: memory that nobody asks for goes back soon.
 KEPT_S = 1.0
 #: Smaller ones are not kept, in bytes: a fresh file costs less than the looking.
-KEPT_MIN = 1 << 20
-#: How much is kept at most, in bytes, and as one part in so many of the file system.
+KEPT_MIN = 256 << 10
+#: How much is kept at most, in bytes, in files, and as one part in so many of the file system.
 KEPT_MAX = 256 << 20
+KEPT_FILES_MAX = 256
 KEPT_PART = 16
 #: A file that is larger than what is to be written by more than this factor is left to others.
 TOO_LARGE = 4
@@ -52,8 +53,9 @@ class FreeSegments:
         if found.st_size < KEPT_MIN:
             return False
         room = os.statvfs(path)
-        kept = sum(size for size, _name in self._listed())
-        if kept + found.st_size > min(KEPT_MAX, room.f_blocks * room.f_frsize // KEPT_PART):
+        listed = self._listed()
+        kept = sum(size for size, _name in listed)
+        if len(listed) >= KEPT_FILES_MAX or kept + found.st_size > min(KEPT_MAX, room.f_blocks * room.f_frsize // KEPT_PART):
             return False
         with contextlib.suppress(FileExistsError):
             os.mkdir(self._folder, 0o700)

@@ -19,7 +19,7 @@ N = codec.LARGE_MIN // 8 + 1
 
 def stored(cluster: LocalCluster) -> list[str]:
     assert cluster.segments is not None
-    return [name for name in os.listdir(cluster.segments.path) if name not in ("owner.lock", "spare")]
+    return [name for name in os.listdir(cluster.segments.path) if name not in ("owner.lock", "spare", "free")]
 
 
 def total(data: Any, number: int = 0) -> float:

@@ -31,7 +31,7 @@ def names_of(cluster: LocalCluster) -> list[str]:
     """Return the cluster's segments, in shared memory and on disk."""
     assert cluster.segments is not None
     folders = [cluster.segments.path, segments.find_disk_folder(cluster.segments.path)]
-    return [name for folder in folders for name in os.listdir(folder) if name not in ("owner.lock", "spare")]
+    return [name for folder in folders for name in os.listdir(folder) if name not in ("owner.lock", "spare", "free")]
 
 
 def fill(folder: segments.SegmentFolder) -> None:
