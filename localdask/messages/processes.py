@@ -176,7 +176,7 @@ class WorkerResumed:
 class BeginWorker:
     """The first word to a worker on its supervise pipe.
 
-    ``place`` is (environment, working folder, search path) for one that was forked before its nanny had them.
+    ``place`` is (environment, changes of it, working folder, search path) for one that was forked before its nanny had them.
     """
 
     name: str
@@ -184,7 +184,7 @@ class BeginWorker:
     cluster: str
     settings: dict[str, Any]
     preloads: list[Any]
-    place: tuple[dict[str, str], str, list[str]] | None = None
+    place: tuple[dict[str, str], dict[str, str | None], str, list[str]] | None = None
 
 
 @message(113)

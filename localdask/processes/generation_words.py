@@ -173,13 +173,16 @@ class NannyWords(GenerationWords):
         super().__init__(preloads, nanny.name, life, say)
         self._nanny = nanny
         self._on_changed = on_changed
-        self._before = self._look()
+        #: How it was before the generation that was loaded last.
+        self._before: tuple[dict[str, str], dict[str, str | None], int, int] | None = None
 
     def _look(self) -> tuple[dict[str, str], dict[str, str | None], int, int]:
         nanny = self._nanny
         return dict(os.environ), dict(nanny.env), nanny.nthreads, nanny.memory_limit
 
     def _restore(self) -> None:
+        if self._before is None:
+            return
         environ, env, self._nanny.nthreads, self._nanny.memory_limit = self._before
         for name in os.environ.keys() - environ.keys():
             del os.environ[name]
@@ -193,7 +196,7 @@ class NannyWords(GenerationWords):
         super().hear(word)
         if isinstance(word, (RollBack, Discard)):
             self._restore()
-        elif isinstance(word, Commit) and self._look() != self._before:
+        elif isinstance(word, Commit) and self._before not in (None, self._look()):
             self._on_changed()
 
 

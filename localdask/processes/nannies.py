@@ -227,18 +227,19 @@ class NannyHandle:
 
     def _start_child(self, command: sv.StartChild) -> list[Any]:
         self._was_told_why, self._refusal = False, ""
+        plugins = self._keeper.plugins_ear.nanny_rows()
         try:
             if self._ahead:
                 self._private = self._ahead.pop()
             else:
-                self._private = launching.start_nanny(self._method, with_worker=not self._begin.nanny_preloads)
+                self._private = launching.start_nanny(self._method, with_worker=not (self._begin.nanny_preloads or plugins))
         except (StartError, OSError) as error:
             self._refuse(error)
             return [sv.StartRefused(command.life)]
         channel = self._channel = self._private.channel
         settings = {**self._begin.settings, "last_life": self.life, "nanny_life": command.life}
         self._keeper.reloads_ear.nanny_began(self, command.life)
-        channel.send([replace(self._begin, settings=settings, nanny_plugins=self._keeper.plugins_ear.nanny_rows())])
+        channel.send([replace(self._begin, settings=settings, nanny_plugins=plugins)])
         life = command.life
         self._keeper.plugins_ear.nanny_came(self, life)
         self._loop.add_reader(channel.fileno(), lambda: self._read(channel, life))

@@ -58,7 +58,7 @@ from localdask.state import supervision as sv
 from localdask.state.memory import steps_of
 from localdask.system import outcomes, process
 from localdask.system.board import read_board
-from localdask.system.environment import take_place
+from localdask.system.environment import change_environ, take_place
 from localdask.system.loop import Loop, Timer
 from localdask.system.memory import KEEP_FREED
 from localdask.system.transport import Channel
@@ -357,15 +357,12 @@ class Nanny:
 
     def _start_worker(self, life: int) -> None:
         self._was_told_why = False
-        for name, setting in {**dict.fromkeys(_LIBRARY_THREADS, str(self.nthreads)), **KEEP_FREED}.items():
-            os.environ.setdefault(name, setting)
-        for key, value in self.env.items():
-            if value is None:
-                os.environ.pop(key, None)
-            else:
-                os.environ[key] = str(value)
+        defaults = {**dict.fromkeys(_LIBRARY_THREADS, str(self.nthreads)), **KEEP_FREED}
+        changes: dict[str, str | None] = {name: setting for name, setting in defaults.items() if name not in os.environ}
+        changes.update((name, None if value is None else str(value)) for name, value in self.env.items())
+        change_environ(changes)
         newborn, self._newborn = self._newborn, None
-        place = None if newborn is None else (dict(os.environ), self._begin.cwd, self._begin.sys_path)
+        place = None if newborn is None else (self._begin.environ, changes, self._begin.cwd, self._begin.sys_path)
         if newborn is None:
             newborn = Newborn(by_spawn=self._settings.get("method") == "spawn")
         child = newborn.child

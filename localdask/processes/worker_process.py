@@ -22,7 +22,7 @@ from localdask.processes.task_output import begin_keeping
 from localdask.processes.worker import EXIT_LOST_PARENT, Worker, end_process
 from localdask.system import outcomes
 from localdask.system.board import map_board
-from localdask.system.environment import take_place
+from localdask.system.environment import change_environ, take_place
 from localdask.system.process import STACKS_SIGNAL, set_parent_death_signal
 from localdask.system.transport import Channel
 
@@ -51,7 +51,9 @@ def main(supervise_fd: int, data_fd: int, board_fd: int) -> NoReturn:
     except (EOFError, ProtocolError):
         os._exit(EXIT_LOST_PARENT)
     if begin.place is not None:
-        take_place(*begin.place)
+        environ, changes, cwd, sys_path = begin.place
+        take_place(environ, cwd, sys_path)
+        change_environ(changes)
     board = memoryview(map_board(board_fd)).cast("Q")
     worker = Worker(begin.name, begin.life, begin.cluster, begin.settings, data, supervise, board)
     signal.signal(signal.SIGTERM, lambda signum, frame: worker.term_asked())

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 
-__all__ = ["note_environ", "take_place"]
+__all__ = ["change_environ", "note_environ", "take_place"]
 
 _noted: dict[str, str] = {}
 
@@ -36,3 +37,12 @@ def _take_environ(environ: dict[str, str]) -> None:
     for key, value in environ.items():
         if os.environ.get(key) != value:
             os.environ[key] = value
+
+
+def change_environ(changes: Mapping[str, str | None]) -> None:
+    """Set these variables, and remove those that are None."""
+    for name, value in changes.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
