@@ -75,7 +75,10 @@ class Graph:
         self._packed: dict[tuple[str, str], Function] = {}
         self.data: list[tuple[str, Any]] = []
         self._calls: dict[Any, Any] = {}
-        self._nodes = self._needed(nodes, keys)
+        asked = list(keys)
+        self._nodes = self._needed(nodes, asked)
+        if _is_of_frames(dsk) and not self._annotations:
+            self._nodes = self._joined(self._nodes, asked)
         for key, node in self._nodes.items():
             if isinstance(node, kinds.Alias):
                 self._aliases[key] = node.target
@@ -99,6 +102,12 @@ class Graph:
                 node = needed[key] = nodes[key]
                 stack.extend(node.dependencies)
         return needed
+
+    def _joined(self, nodes: dict[Any, Any], keys: list[Any]) -> dict[Any, Any]:
+        """Return nodes of which those that only continue each other are one; data stays apart."""
+        data = {key: node for key, node in nodes.items() if isinstance(node, self._kinds.DataNode)}
+        join: Any = self._kinds.fuse_linear_task_spec
+        return {**join({key: node for key, node in nodes.items() if key not in data}, keys), **data}
 
     def name(self, key: Any) -> str:
         """Return the key under which the scheduler knows a node's result."""
@@ -188,3 +197,10 @@ class Graph:
         """Return how a node is to run: what it is annotated with, else as all are."""
         own = {word: self._annotations[word][key] for word in OPTIONS if key in self._annotations.get(word, ())}
         return TaskOptions(**{**self._given, **own}) if own else self._options
+
+
+def _is_of_frames(dsk: Any) -> bool:
+    """Whether a graph is of data frames, whose chains Dask leaves apart. It joins those of arrays and bags; delayed calls stay."""
+    from dask import _expr  # noqa: PLC0415 - an extra of the user's
+
+    return isinstance(dsk, _expr._ExprSequence)

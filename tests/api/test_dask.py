@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from localdask import Client, Future, LocalCluster, annotate, futures_of, get_worker, wait
+from localdask import Client, Future, LocalCluster, annotate, futures_of, get_task_stream, get_worker, wait
 from tests.conftest import wait_until
 
 pytestmark = pytest.mark.shared
@@ -78,6 +78,23 @@ def test_frames_are_what_pandas_says(client: Client, frame: pd.DataFrame) -> Non
     assert len(parts.shuffle("a")) == len(frame)
     merged = parts.merge(parts.groupby("a").b.max().reset_index(), on="a").compute()
     assert len(merged) == len(frame)
+
+
+def test_steps_of_a_frame_that_only_continue_each_other_are_one_task(client: Client, frame: pd.DataFrame) -> None:
+    means = dd.from_pandas(frame, npartitions=4).groupby("a").b.mean(split_out=2)
+    nodes = means.optimize(fuse=False).__dask_graph__()
+    with get_task_stream(client) as stream:
+        pd.testing.assert_series_equal(means.compute().sort_index(), frame.groupby("a").b.mean())
+    assert len(stream.data) < len(nodes) / 2
+    assert any("mean_chunk" in row["key"] and "reset_index" in row["key"] for row in stream.data)
+
+
+def test_steps_that_are_asked_for_stay_apart(client: Client) -> None:
+    steps = [dask.delayed(increase)(1)]
+    steps += [dask.delayed(increase)(steps[0])]
+    with get_task_stream(client) as stream:
+        assert dask.compute(steps[-1]) == (3,)
+    assert len(stream.data) == 2
 
 
 def test_bags_fold_and_group(client: Client) -> None:
