@@ -80,11 +80,10 @@ class Client(
     Parameters
     ----------
     address : LocalCluster or str, optional
-        The cluster to use, or how one of another process is found: by its name, by
-        ``"auto"`` (the only one that was given a name), or by its address
-        (``"unix://…"``, ``cluster.scheduler_address``). Without one, the default cluster (that
-        of ``localdask run``), else what ``LOCALDASK_ADDRESS`` says, else a new
-        ``LocalCluster`` which this client owns and closes.
+        The cluster to use, or how one of another process is found: by its name or by its address
+        (``"unix://…"``, ``cluster.scheduler_address``). ``"auto"`` is the default cluster (that
+        of ``localdask run``), else what ``LOCALDASK_ADDRESS`` says, else the only one that was given a name.
+        Without an address it is one of the first two, else a new ``LocalCluster`` which this client owns and closes.
     timeout : float or str, optional
         Seconds to wait for a cluster in another process; 10 by default.
     set_as_default : bool, default True
@@ -133,8 +132,8 @@ class Client(
     ) -> None:
         self._owns_cluster = False
         address = take_client_words(address, kwargs) if kwargs else address
-        if address is None and not kwargs:
-            address = default_cluster[-1] if default_cluster else os.environ.get("LOCALDASK_ADDRESS") or None
+        if (address is None and not kwargs) or (isinstance(address, str) and address == "auto"):
+            address = default_cluster[-1] if default_cluster else os.environ.get("LOCALDASK_ADDRESS") or address
         if address is None:
             address = cluster_factory[0](**kwargs)
             self._owns_cluster = True

@@ -60,6 +60,8 @@ def run_on_cluster(plan: Plan, pid_path: str | None, run: Callable[[], int]) -> 
             foreground = _Foreground(plan, sys.stderr)
         code = EXIT_FORCED
         client_room.default_cluster.append(foreground.cluster)
+        if foreground.cluster.scheduler_address.startswith("unix:"):  # else no other process can reach it
+            os.environ["LOCALDASK_ADDRESS"] = foreground.cluster.scheduler_address
         try:
             with _ended_by_signals():
                 Client(foreground.cluster)

@@ -29,7 +29,7 @@ def connect(address: Any = None, **kwargs: Any) -> Any:
     Parameters
     ----------
     address : str, LocalCluster or None
-        As for ``Client``: None (what ``LOCALDASK_ADDRESS`` says, if it does), ``"auto"``, a cluster's name, ``unix://…`` or a
+        As for ``Client``: None or ``"auto"`` (what ``LOCALDASK_ADDRESS`` says, if it does), a cluster's name, ``unix://…`` or a
         cluster. ``tcp://``, ``tls://`` and ``ws://`` reach a Dask cluster.
     **kwargs
         For the client.
@@ -53,8 +53,8 @@ def connect(address: Any = None, **kwargs: Any) -> Any:
     --------
     >>> client = connect("tcp://10.0.0.5:8786")  # doctest: +SKIP
     """
-    if address is None and not kwargs and not default_cluster:
-        address = os.environ.get("LOCALDASK_ADDRESS") or None
+    if ((address is None and not kwargs) or (isinstance(address, str) and address == "auto")) and not default_cluster:
+        address = os.environ.get("LOCALDASK_ADDRESS") or address
     if not isinstance(address, str) or not address.startswith(_ELSEWHERE):
         return Client(address, **kwargs)
     try:

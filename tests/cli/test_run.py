@@ -158,6 +158,13 @@ def test_get_client_finds_the_clusters_client() -> None:
     assert (done.stdout, done.stderr) == ("3\n", "")
 
 
+def test_a_script_may_say_auto_and_what_it_starts_finds_the_cluster_too() -> None:
+    look = "from localdask import Client; print([Client(*how).submit(abs, -3).result() for how in ((), ('auto',))], flush=True)"
+    code = f"{look}\nimport subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]], check=True)"
+    done = localdask("run", "-n", "1", "-c", code, look)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[3, 3]\n[3, 3]\n", "")
+
+
 def test_a_client_that_the_script_closes_leaves_the_cluster_to_the_next() -> None:
     code = "from localdask import Client\nfor n in range(3):\n    with Client() as client:\n        print(client.submit(abs, -n).result())"
     done = localdask("run", "-n", "1", "-c", code)
