@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import html
 import importlib
+import os
 import sys
 import threading
 import time
@@ -28,6 +29,9 @@ TICK_S = 0.1
 #: How many tasks are watched for their end; to watch more would cost the cluster something each time.
 WATCHED_MAX = 1000
 BAR_WIDTH = 24
+BAR_WIDTH_MIN = 4
+#: What a terminal that does not tell its size is taken to have.
+COLUMNS = 80
 
 
 class Tally:
@@ -71,11 +75,14 @@ class Tally:
         self._named = left
 
 
-def line_of(tally: Tally, elapsed_s: float) -> str:
-    """Return the line of a terminal."""
-    filled = BAR_WIDTH * tally.n_done // tally.n_all if tally.n_all else BAR_WIDTH
-    bar = "█" * filled + "░" * (BAR_WIDTH - filled)
-    return f"{bar} {facts_of(tally.n_all, tally.n_done, tally.n_failed, elapsed_s)}"
+def line_of(tally: Tally, elapsed_s: float, n_columns: int) -> str:
+    """Return the line of a terminal of so many columns: a line that wraps could not be written anew."""
+    facts = facts_of(tally.n_all, tally.n_done, tally.n_failed, elapsed_s)
+    width = min(BAR_WIDTH, n_columns - len(facts) - 2)
+    if width < BAR_WIDTH_MIN:
+        return facts[: n_columns - 1]
+    filled = width * tally.n_done // tally.n_all if tally.n_all else width
+    return f"{'█' * filled}{'░' * (width - filled)} {facts}"
 
 
 def facts_of(n_all: int, n_done: int, n_failed: int, elapsed_s: float) -> str:
@@ -114,8 +121,8 @@ def _time(seconds: float) -> str:
 def progress(*futures: Any, notebook: bool | None = None, multi: bool = True, complete: bool = True, group_by: Any = "prefix") -> None:
     """Show how far futures are, until they are done: one line in a terminal, a table in a notebook. As in Dask.
 
-    In a terminal it blocks and writes to standard error; where that is no terminal, it writes one plain line at
-    the end. In a notebook it returns at once, and the table follows. A failed task is counted, and raises nothing.
+    In a terminal it blocks and writes to standard error; where that is no terminal, or ``TERM`` is ``dumb``, it writes
+    one plain line at the end. In a notebook it returns at once, and the table follows. A failed task is counted, and raises nothing.
     Ctrl-C ends the showing, and no task.
 
     Parameters
@@ -146,7 +153,7 @@ def progress(*futures: Any, notebook: bool | None = None, multi: bool = True, co
     show = _notebook_shower() if notebook or (notebook is None and _in_notebook()) else None
     if show is None:
         stream = sys.stderr
-        is_live = stream is not None and stream.isatty()
+        is_live = stream is not None and stream.isatty() and os.environ.get("TERM") != "dumb"
         show = (_line_shower if is_live else _plain_shower)(stream)
         if not client.asynchronous:
             _follow(client, tally, show)
@@ -187,10 +194,17 @@ def _wait_a_tick(client: Any, pending: list[FutureState]) -> None:
 
 def _line_shower(stream: TextIO) -> Callable[[Tally, float, bool], None]:
     def show(tally: Tally, elapsed_s: float, is_end: bool) -> None:
-        stream.write("\r" + line_of(tally, elapsed_s) + "\x1b[K" + "\n" * is_end)
+        stream.write("\r" + line_of(tally, elapsed_s, _columns_of(stream)) + "\x1b[K" + "\n" * is_end)
         stream.flush()
 
     return show
+
+
+def _columns_of(stream: TextIO) -> int:
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or COLUMNS
+    except (OSError, ValueError):
+        return COLUMNS
 
 
 def _plain_shower(stream: TextIO | None) -> Callable[[Tally, float, bool], None]:
@@ -215,13 +229,17 @@ def _notebook_shower() -> Callable[[Tally, float, bool], None] | None:
     except ImportError:
         return None
     handle: Any = None
+    shown = ""
 
     def show(tally: Tally, elapsed_s: float, is_end: bool) -> None:
-        nonlocal handle
-        table = page.HTML(table_of(tally, elapsed_s))
+        nonlocal handle, shown
+        table = table_of(tally, elapsed_s)
+        if table == shown:
+            return
+        shown = table
         if handle is None:
-            handle = page.display(table, display_id=True)
+            handle = page.display(page.HTML(table), display_id=True)
         else:
-            handle.update(table)
+            handle.update(page.HTML(table))
 
     return show

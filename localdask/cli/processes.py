@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import click
@@ -20,7 +20,7 @@ import psutil
 from localdask.api import addresses
 from localdask.api.client import Client
 from localdask.cli.listing import format_option, print_rows, shown_rows
-from localdask.cli.talk import escape, plural, span, wants_colour
+from localdask.cli.talk import escape, plural, span, takes_commands, wants_colour
 from localdask.cli.verbs import Verb
 from localdask.cli.visits import ANSWER_S, cluster_argument, until_ctrl_c, visit
 from localdask.errors import ClusterNotFoundError
@@ -31,7 +31,8 @@ __all__ = ["ps", "top"]
 #: How long processor time is measured for one look.
 SAMPLE_S = 0.1
 KEYS = ("name", "role", "pid", "state", "generation", "tasks", "done", "cpu", "rss", "limit", "restarts", "uptime", "last", "watching")
-CLEAR = "\x1b[H\x1b[J"
+#: Around what is drawn anew: the screen is cleared, and lines that are too long are cut instead of wrapped.
+FRAME = ("\x1b[?7l\x1b[H\x1b[J", "\x1b[?7h")
 
 
 def _size(nbytes: int | None) -> str:
@@ -72,16 +73,30 @@ _WITH_CLUSTER: dict[str, Callable[[Mapping[str, Any]], str]] = {"cluster": lambd
 @click.option("--interval", metavar="TIME", default="2s", help="Between two looks. [default: 2s]")
 def ps(cluster: str | None, format: str, watch: bool, interval: str) -> int:
     pause_s = parse_duration(interval) or 0.1
+    is_drawn = watch and format == "table" and takes_commands(sys.stdout, os.environ)
     with until_ctrl_c(watch):
         while True:
             rows, columns = _look(cluster)
-            if watch and format == "table" and sys.stdout.isatty():
-                sys.stdout.write(CLEAR)
-            print_rows(rows, format, columns)
+            with _frame(is_drawn):
+                print_rows(rows, format, columns)
             if not watch:
                 break
             time.sleep(pause_s)
     return 0
+
+
+@contextlib.contextmanager
+def _frame(is_drawn: bool) -> Iterator[None]:
+    """Have what is written meanwhile take the place of what is on the screen."""
+    if not is_drawn:
+        yield
+        return
+    sys.stdout.write(FRAME[0])
+    try:
+        yield
+    finally:
+        sys.stdout.write(FRAME[1])
+        sys.stdout.flush()
 
 
 def _look(cluster: str | None) -> tuple[list[dict[str, Any]], dict[str, Callable[[Mapping[str, Any]], str]]]:
@@ -155,17 +170,17 @@ _TASK_COLUMNS: dict[str, Callable[[Mapping[str, Any]], str]] = {
 def top(cluster: str | None, interval: str) -> int:
     pause_s = parse_duration(interval) or 0.1
     with until_ctrl_c(), visit(cluster) as client:
-        is_terminal = sys.stdout.isatty()
+        is_drawn = takes_commands(sys.stdout, os.environ)
         n_done, looked_at = _n_done(client), time.monotonic()
         while True:
             time.sleep(pause_s)
             done, now = _n_done(client), time.monotonic()
             lines = _screen(client, max(0, done - n_done) / (now - looked_at))
             n_done, looked_at = done, now
-            height = shutil.get_terminal_size().lines - 1 if is_terminal else len(lines)
-            sys.stdout.write((CLEAR if is_terminal else "") + "\n".join(lines[:height]) + "\n")
-            sys.stdout.flush()
-            if not is_terminal:
+            height = shutil.get_terminal_size().lines - 1 if is_drawn else len(lines)
+            with _frame(is_drawn):
+                sys.stdout.write("\n".join(lines[:height]) + "\n")
+            if not is_drawn:
                 break
     return 0
 

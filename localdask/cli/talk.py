@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any, TextIO
 
-__all__ = ["Talker", "colour", "escape", "log_line", "plural", "span", "table", "wants_colour"]
+__all__ = ["Talker", "colour", "escape", "log_line", "plural", "span", "table", "takes_commands", "wants_colour"]
 
 #: Foreground colours that read well on dark and on light ground; a worker keeps its own.
 WORKER_COLOURS = (36, 33, 35, 32, 34, 96, 93, 95, 92, 94)
@@ -55,6 +55,11 @@ def wants_colour(stream: TextIO, environ: Mapping[str, str]) -> bool:
         return False
     if environ.get("FORCE_COLOR"):
         return environ["FORCE_COLOR"] != "0"
+    return takes_commands(stream, environ)
+
+
+def takes_commands(stream: TextIO, environ: Mapping[str, str]) -> bool:
+    """Whether a stream is a terminal that understands more than text."""
     if environ.get("TERM") == "dumb":
         return False
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import itertools
 import os
 import re
 import sys
@@ -133,8 +134,8 @@ def test_a_group_is_named_for_its_function(key: str, group: str) -> None:
 
 
 def test_the_line_tells_the_time_that_is_left() -> None:
-    assert line_of(tally_of("pending", "finished"), 3.0) == "████████████░░░░░░░░░░░░ 1 of 2 · 3.0 s left"
-    assert line_of(tally_of("error"), 100.0).endswith(" 1 of 1 · 1 failed · in 1:40 min")
+    assert line_of(tally_of("pending", "finished"), 3.0, 80) == "████████████░░░░░░░░░░░░ 1 of 2 · 3.0 s left"
+    assert line_of(tally_of("error"), 100.0, 80).endswith(" 1 of 1 · 1 failed · in 1:40 min")
 
 
 class Terminal(io.StringIO):
@@ -152,6 +153,23 @@ def test_progress_in_a_terminal_is_one_line_that_ends(client: Client, monkeypatc
         assert text.count("\n") == 1 and text.endswith("\n")
         assert ("\r" in text) == stream.isatty()
     assert all(future.done() for future in futures)
+
+
+def test_progress_in_a_narrow_or_dumb_terminal_writes_no_line_that_wraps(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    for n_columns in (100, 40, 20, 8):
+        stream = Terminal()
+        monkeypatch.setattr(sys, "stderr", stream)
+        monkeypatch.setattr("localdask.api.progress._columns_of", lambda stream, n=n_columns: n)
+        progress(client.map(inc, range(20)))
+        lines = stream.getvalue().replace("\x1b[K", "").rstrip("\n").split("\r")[1:]
+        assert max(map(len, lines)) < n_columns
+        assert ("█" in lines[-1]) == (n_columns >= 40)
+        assert "20 of 20 · in".startswith(lines[-1].lstrip("█ ")[: min(n_columns, 13)].rstrip())
+    monkeypatch.setenv("TERM", "dumb")
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stderr", stream)
+    progress(client.map(inc, range(20)))
+    assert re.fullmatch(r"20 of 20 · in .*\n", stream.getvalue())
 
 
 def test_map_shows_progress_unless_the_keyword_is_the_function_s(client: Client, capsys: pytest.CaptureFixture[str]) -> None:
@@ -185,6 +203,7 @@ def test_progress_in_a_notebook_returns_at_once_and_follows(client: Client, monk
     progress(client.submit(inc, gate, key="<inc>-1"), gate, notebook=True)
     wait_until(lambda: shown and "1 of 1 · 1 failed" in shown[-1], what=repr(shown))
     assert all("<inc>" in Checked(text).text for text in shown)
+    assert all(one != other for one, other in itertools.pairwise(shown))
 
 
 # ── processes ────────────────────────────────────────────────────────────────

@@ -160,6 +160,18 @@ def test_a_live_view_goes_on_in_a_terminal_until_ctrl_c(cluster: LocalCluster, v
         assert live.end() == 0
 
 
+def test_a_live_view_cuts_long_lines_and_commands_no_dumb_terminal(cluster: LocalCluster) -> None:
+    for term in ("xterm", "dumb"):
+        with running("ps", "--watch", "--interval", "0.1s", terminal=True, environ=environment(TERM=term)) as live:
+            live.wait_for("w1", count=2)
+            os.write(live.terminal, b"\x03")  # type: ignore[attr-defined]
+            assert live.end() == 0
+        frames = live.text.count("\x1b[?7l\x1b[H\x1b[J")
+        assert frames == live.text.count("\x1b[?7h")
+        assert (frames >= 2) == (term == "xterm") and (term == "xterm" or "\x1b" not in live.text)
+    assert localdask("top", "--interval", "0.1s").stdout.startswith("2 workers · ")
+
+
 def test_top_tells_tasks_by_name(cluster: LocalCluster) -> None:
     with Client(cluster, set_as_default=False) as client:
         futures = client.map(abs, range(5), pure=False)
