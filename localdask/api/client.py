@@ -443,7 +443,7 @@ class Client(
 
         Parameters
         ----------
-        futures : Future or nested collection of them
+        futures : Future, persisted Dask collection, or nested collection of them
             What to cancel.
         force : bool, default False
             Whether to stop also what runs already: by an interrupt, as of Ctrl-C, and if the task goes on for half a

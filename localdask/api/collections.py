@@ -168,13 +168,4 @@ def futures_of(obj: Any, client: Any = None) -> list[Future[Any]]:
     list of Future
         Each once.
     """
-    found: dict[int, Future[Any]] = {}
-    stack = [obj]
-    while stack:
-        item = stack.pop()
-        graph = item.__dask_graph__() if callable(getattr(type(item), "__dask_graph__", None)) else None
-        held = futures_in(item) if graph is None else futures_in(list(graph.values()))
-        found.update((id(future), future) for future in held)
-        if graph is None and type(item) in (list, tuple, set, frozenset, dict):
-            stack.extend(item.values() if type(item) is dict else item)
-    return list(found.values())
+    return list({id(future): future for future in futures_in(obj)}.values())

@@ -18,7 +18,8 @@ from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 from localdask.api.annotations import TaskOptions, present
-from localdask.api.futures import CANCELLED, PENDING, CallbackThread, Future, FutureState
+from localdask.api.callbacks import CallbackThread
+from localdask.api.futures import CANCELLED, PENDING, Future, FutureState
 from localdask.errors import ClosedError
 from localdask.messages import Function, TaskSpec
 from localdask.processes.bodies import call_on_rows

@@ -15,6 +15,7 @@ from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
+from localdask.api.callbacks import CallbackThread
 from localdask.preloads.standins import real_distributed
 from localdask.sizing import parse_duration
 from localdask.system import codec
@@ -27,9 +28,6 @@ FINISHED = "finished"
 ERROR = "error"
 CANCELLED = "cancelled"
 LOST = "lost"
-
-#: How long a thread for callbacks waits for more, in seconds, before it ends.
-CALLBACKS_IDLE_S = 1.0
 
 
 def parse_timeout(timeout: float | str | None) -> float | None:
@@ -176,57 +174,6 @@ class Callback:
 
     def notify(self, state: FutureState) -> None:
         self.call()
-
-
-class CallbackThread:
-    """A thread that runs what comes when futures are done; it lives while anything is expected, and a little longer."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._queue: SimpleQueue[tuple[Callable[[Any], Any], Any] | None] = SimpleQueue()
-        self._thread: threading.Thread | None = None
-        self._lock = threading.Lock()
-        self._n_expected = 0
-
-    def expect(self, n: int = 1) -> None:
-        """Be there for so many calls more."""
-        with self._lock:
-            self._n_expected += n
-            if self._thread is None or not self._thread.is_alive():
-                self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-                self._thread.start()
-
-    def submit(self, function: Callable[[Any], Any], argument: Any) -> None:
-        """Have an expected call run, after those that came before. From anywhere; takes no lock."""
-        self._queue.put((function, argument))
-
-    def end(self) -> None:
-        """End now rather than after a while, unless more is expected."""
-        thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
-            self._queue.put(None)
-            thread.join()
-
-    def _run(self) -> None:
-        while True:
-            try:
-                call = self._queue.get(timeout=None if self._n_expected else CALLBACKS_IDLE_S)
-            except Empty:
-                call = None
-            if call is None:
-                with self._lock:
-                    if not self._n_expected:
-                        self._thread = None
-                        return
-                continue
-            function, argument = call
-            try:
-                function(argument)
-            except BaseException as error:
-                threading.excepthook(threading.ExceptHookArgs((type(error), error, error.__traceback__, threading.current_thread())))
-            del function, argument, call
-            with self._lock:
-                self._n_expected -= 1
 
 
 #: The one thread of a process that runs ``add_done_callback`` functions.
@@ -434,7 +381,8 @@ def dask_of(futures: Any) -> Any:
     if distributed is None:
         return None
     some = next(iter(futures), None) if isinstance(futures, (list, tuple, set, dict)) else futures
-    return distributed if isinstance(some, distributed.Future) else None
+    is_theirs = isinstance(some, distributed.Future) or (is_collection(some) and bool(distributed.futures_of(some)))
+    return distributed if is_theirs else None
 
 
 class DoneAndNotDoneFutures(NamedTuple):
@@ -444,8 +392,13 @@ class DoneAndNotDoneFutures(NamedTuple):
     not_done: set[Future[Any]]
 
 
+def is_collection(obj: Any) -> bool:
+    """Whether it is a collection of Dask's, which may hold futures in its graph."""
+    return callable(getattr(type(obj), "__dask_graph__", None))
+
+
 def futures_in(obj: Any) -> list[Future[Any]]:
-    """Return the futures in nested lists, tuples, sets and dicts."""
+    """Return the futures in nested lists, tuples, sets, dicts and Dask collections."""
     found: list[Future[Any]] = []
     stack = [obj]
     while stack:
@@ -456,6 +409,8 @@ def futures_in(obj: Any) -> list[Future[Any]]:
             stack.extend(item)
         elif type(item) is dict:
             stack.extend(item.values())
+        elif is_collection(item):
+            stack.extend((item.__dask_graph__() or {}).values())
     found.reverse()
     return found
 
@@ -465,8 +420,8 @@ def wait(fs: Any, timeout: float | str | None = None, return_when: str = "ALL_CO
 
     Parameters
     ----------
-    fs : Future or nested collection of Future
-        What to wait for.
+    fs : Future, Dask collection, or nested collection of them
+        What to wait for: of a collection, what ``persist`` began.
     timeout : float or str, optional
         Seconds, or text as ``"500 ms"``.
     return_when : {"ALL_COMPLETED", "FIRST_COMPLETED"}
@@ -694,7 +649,7 @@ def fire_and_forget(obj: Any) -> None:
 
     Parameters
     ----------
-    obj : Future or nested collection of Future
+    obj : Future, persisted Dask collection, or nested collection of them
         What to keep going.
     """
     if (distributed := dask_of(obj)) is not None:

@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from localdask.api.control import worker_names
-from localdask.api.futures import parse_timeout
+from localdask.api.futures import futures_in, is_collection, parse_timeout
 
 
 def keys_of(futures: Any) -> list[str]:
-    """Return the keys of a future, a key, or several of them."""
+    """Return the keys of a future, a key, a Dask collection, or several of them."""
+    if is_collection(futures):
+        futures = futures_in(futures)
     if isinstance(futures, str) or not isinstance(futures, Iterable):
         futures = [futures]
     return [future if isinstance(future, str) else future.key for future in futures]
@@ -30,7 +32,7 @@ class Looking:
 
         Parameters
         ----------
-        futures : list of Future or str, optional
+        futures : list of Future or str, or persisted Dask collection, optional
             Futures or keys; every key by default.
 
         Returns

@@ -6,6 +6,7 @@ import gc
 import os
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -201,6 +202,27 @@ def test_what_is_persisted_is_not_run_again(client: Client, tmp_path: Path) -> N
     assert dask.delayed(increase)(call).compute() == 2
     assert call.compute() == 1
     assert (tmp_path / "runs").read_text() == "."
+
+
+def held_back(path: str) -> int:
+    while not os.path.exists(path):
+        time.sleep(0.01)
+    return 1
+
+
+def test_persisted_collections_are_waited_for_looked_up_and_cancelled(client: Client, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    call = client.persist(dask.delayed(held_back)(str(gate)))
+    with pytest.raises(TimeoutError):
+        wait([call], timeout=0.05)
+    gate.touch()
+    assert wait(call).done == set(futures_of(call)) and call.compute() == 1
+    x = client.persist(da.ones(4, chunks=2))
+    assert len(wait({"a": [x, call]}).done) == 3
+    assert sorted(client.who_has(x)) == sorted(str(future.key) for future in futures_of(x))
+    client.cancel(x)
+    assert {future.status for future in futures_of(x)} == {"cancelled"}
+    assert wait(da.ones(4, chunks=2)).done == set(), "nothing of it was begun"
 
 
 def test_futures_of_a_client_go_into_delayed_calls(client: Client) -> None:

@@ -304,9 +304,9 @@ def test_its_thread_ends_with_it(client: Client) -> None:
 
 
 def test_a_future_that_takes_long_still_calls_back(client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from localdask.api import futures
+    from localdask.api import callbacks
 
-    monkeypatch.setattr(futures, "CALLBACKS_IDLE_S", 0.01)
+    monkeypatch.setattr(callbacks, "IDLE_S", 0.01)
     called = threading.Event()
     client.submit(increase, 0).add_done_callback(lambda future: None)  # its thread is there, and soon idle
     future = client.submit(wait_for_file, str(tmp_path / "go"), pure=False)

@@ -138,6 +138,7 @@ STACKS: dict[str, tuple[tuple[str, ...], ...]] = {
             "links",
             "addresses",
             "portraits",
+            "callbacks",
             "futures",
             "asking",
             "actors",
