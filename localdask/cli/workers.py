@@ -141,11 +141,14 @@ def run_code(code: str, dask_worker: Any) -> tuple[str, str | None, str | None]:
 @click.option("--timeout", metavar="TIME", default="30s", help="How long to wait for the answers. [default: 30s]")
 @format_option("text", "json", "jsonl")
 def execute(code: str, targets: tuple[str, ...], cluster: str | None, timeout: str, format: str) -> int:
-    code = sys.stdin.read() if code == "-" else code
     try:
+        code = sys.stdin.read() if code == "-" else code
         compile(code, "<exec>", "exec", dont_inherit=True)
     except SyntaxError as error:
-        raise UsageError(f"the code does not compile, line {error.lineno}: {error.msg}") from error
+        where = "" if error.lineno is None else f", line {error.lineno}"
+        raise UsageError(f"the code does not compile{where}: {error.msg}") from error
+    except ValueError as error:
+        raise UsageError(f"the code is no text: {error}") from error
     with visit(cluster) as client:
         names = [row["name"] for row in choose(targets, _rows(client), roles=("worker",))]
         call = codec.dumps((run_code, (code,), {}), "the code")

@@ -336,6 +336,8 @@ def _read_bytes(path: str, label: str, trust: bool) -> bytes:
         raise UsageError(
             f"the preload {label} cannot be read: {error.strerror} ({path}); let yourself read it, or name another file"
         ) from None
+    except ValueError as error:  # a null character, or letters that the file system's encoding (LC_ALL=C) has not
+        raise UsageError(f"the preload {label} can be no file: {error}; name another, or set the locale to UTF-8") from None
     with os.fdopen(descriptor, "rb") as file:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):

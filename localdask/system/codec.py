@@ -178,7 +178,7 @@ def loads(data: Buffer, what: str = "the value", buffers: Sequence[Buffer] = ())
         return pickle.loads(data, buffers=buffers)
     except _FAILURES as error:
         mend = (
-            "; make that module importable here, or give it to cloudpickle.register_pickle_by_value"
+            "; make that module importable here, send it by client.upload_file, or give it to cloudpickle.register_pickle_by_value"
             if isinstance(error, ImportError)
             else ""
         )

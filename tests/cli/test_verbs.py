@@ -231,6 +231,8 @@ def test_exec_shows_each_workers_answer(cluster: LocalCluster) -> None:
     )
     assert localdask("exec", "raise SystemExit", "w0").returncode == 1
     assert localdask("exec", "(", "w0").returncode == 2
+    no_text = localdask("exec", "x\udcff", "w0")  # a byte that is no UTF-8, as Python keeps it
+    assert no_text.returncode == 2 and "error: the code is no text: " in no_text.stderr
     assert localdask("exec", "1", "n0").returncode == 2
     nobody = localdask("exec", "1", "w7")
     assert nobody.returncode == 3 and "is called 'w7'; there are: n0, w0, n1, w1" in nobody.stderr

@@ -76,6 +76,7 @@ def test_home_is_expanded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None
         ("missing_file.py", ["no such file", "missing_file.py", "seen from"]),
         ("some/where", ["no such file", "some/where"]),
         ("/no/such/thing", ["no such file"]),
+        ("./lone\ud800surrogate.py", ["can be no file", "surrogates not allowed", "UTF-8"]),
         ("a_folder/", ["is a directory", "name a .py file in it"]),
         ("./a_package", ["is a directory", "name it as a module"]),
         ("no_such_module_here", ["no module that can be found", "installed"]),
