@@ -26,6 +26,8 @@ import pytest
 
 WAIT_S = 30.0
 SHARED_MEMORY = Path("/dev/shm")
+#: What keeps numpy and pyarrow from starting threads as they are imported.
+WITHOUT_THREADS = {"OPENBLAS_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
 _own_place = ""
 
 
@@ -43,6 +45,13 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["TMPDIR"] = tempfile.tempdir = _own_place
     os.environ["XDG_RUNTIME_DIR"] = os.path.join(_own_place, "run")
     os.makedirs(_doors(), mode=0o700)
+    # A process with threads cannot be forked: each worker of the tests of workers would be a Python that starts anew, for half a second.
+    os.environ |= WITHOUT_THREADS
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    for name in WITHOUT_THREADS:  # by now they are imported here, and what the tests start should have a plain environment
+        del os.environ[name]
 
 
 def _doors() -> str:

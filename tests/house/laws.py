@@ -7,6 +7,7 @@ of its own making that each law must catch.
 from __future__ import annotations
 
 import ast
+import functools
 import io
 import tokenize
 from collections.abc import Iterator
@@ -26,7 +27,7 @@ class Room:
     name: str
     source: str
 
-    @property
+    @functools.cached_property
     def tree(self) -> ast.Module:
         return ast.parse(self.source)
 
@@ -94,6 +95,7 @@ def docstring_lines(tree: ast.AST) -> set[int]:
     return lines
 
 
+@functools.cache
 def code_lines(source: str) -> set[int]:
     """Return the lines that hold code: no blanks, no comments, no docstrings."""
     quiet = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENCODING, tokenize.ENDMARKER}
@@ -220,6 +222,7 @@ def leaves_messages_alone(room: Room, known: set[str]) -> Iterator[str]:
             yield f"{room.name}:{node.lineno} assigns to {ast.unparse(node)}; a message stays as it was made"
 
 
+@functools.cache
 def message_classes() -> dict[str, ast.ClassDef]:
     """Return the classes of ``messages/`` by name."""
     trees = [ast.parse(path.read_text()) for path in sorted((PACKAGE / "messages").glob("*.py"))]

@@ -15,6 +15,7 @@ def main() -> int:
     parser.add_argument("--n", "--worlds", dest="worlds", type=int, default=200, help="how many worlds, each with the next seed")
     parser.add_argument("--steps", type=int, default=400, help="steps of each world before the faults stop")
     parser.add_argument("--no-validate", action="store_true", help="check only at the end, which is faster")
+    parser.add_argument("-x", "--exitfirst", action="store_true", help="stop at the first world that fails")
     options = parser.parse_args()
     said = hashlib.blake2b(digest_size=16)
     failed = []
@@ -25,6 +26,8 @@ def main() -> int:
             failed.append(seed)
             print(f"seed {seed}")
             traceback.print_exc()
+            if options.exitfirst:
+                break
     print(f"{options.worlds} worlds, {len(failed)} failed {failed[:20]}, said {said.hexdigest()}")
     return 1 if failed else 0
 
