@@ -4,9 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import cloudpickle
 import pytest
 
 from localdask import Client, LocalCluster
+from localdask.api import futures
+
+
+@pytest.fixture(autouse=True, scope="module")
+def functions_travel_by_value(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Spare each new worker the import of the test's module, and with it of pytest, which takes longer than the test."""
+    cloudpickle.register_pickle_by_value(request.module)
+    yield
+    cloudpickle.unregister_pickle_by_value(request.module)
+
+
+@pytest.fixture
+def by_reference(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Have a test's functions and classes travel by their names all the same."""
+    cloudpickle.unregister_pickle_by_value(request.module)
+    yield
+    cloudpickle.register_pickle_by_value(request.module)
 
 
 @pytest.fixture
@@ -16,6 +34,7 @@ def cluster() -> Iterator[LocalCluster]:
 
 
 @pytest.fixture
-def client(cluster: LocalCluster) -> Iterator[Client]:
+def client(cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
+    monkeypatch.setattr(futures, "CALLBACKS_IDLE_S", 0.01)  # or each test with a callback waits a second for its thread's end
     with Client(cluster) as client:
         yield client

@@ -12,13 +12,15 @@ import pytest
 
 from localdask import Client, LocalCluster, annotate
 from localdask.errors import FutureCancelledError, TaskTimeoutError, UsageError
+from localdask.state import interrupts
 from tests.conftest import wait_until
 
 LONG_S = 1000.0
 
 
 @pytest.fixture(params=[1, 2], ids=["main thread", "threads"])
-def client(request: pytest.FixtureRequest) -> Iterator[Client]:
+def client(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
+    monkeypatch.setattr(interrupts, "GRACE_S", 0.1)  # what does not heed an interrupt is replaced by then
     with LocalCluster(n_workers=1, threads_per_worker=request.param) as cluster, Client(cluster) as client:
         yield client
 
@@ -119,7 +121,7 @@ def test_only_named_errors_are_worth_another_run(client_of_one: Client, kind: ty
 def test_a_limit_that_is_passed_counts_as_an_error_worth_another_run(client_of_one: Client, tmp_path: Path) -> None:
     path = tmp_path / "runs"
     client_of_one.submit(note, str(tmp_path / "warm")).result()  # the limit is not for this module's import
-    with annotate(timeout=0.5, retries=1, retry_on=TimeoutError):
+    with annotate(timeout=0.2, retries=1, retry_on=TimeoutError):
         future = client_of_one.submit(sleep, str(path))
     with pytest.raises(TaskTimeoutError):
         future.result(30)

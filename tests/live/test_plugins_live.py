@@ -180,6 +180,7 @@ def test_one_that_kills_the_worker_is_told_and_does_not_kill_the_next(client: Cl
     assert client.submit(lambda: len(get_worker().plugins), workers="w0").result() == 0
 
 
+@pytest.mark.usefixtures("by_reference")
 def test_plugins_of_the_cluster_are_set_up_during_the_start_and_a_failing_one_fails_it() -> None:
     with LocalCluster(n_workers=1, plugins=[Notes("a"), Notes("b")]) as cluster, Client(cluster) as client:
         assert notes(client) == [["+a", "+b"]]
@@ -434,6 +435,7 @@ def test_a_hook_may_wait_for_results_of_the_cluster_that_calls_it(cluster: Local
     wait_until(lambda: results == [1])
 
 
+@pytest.mark.usefixtures("by_reference")
 def test_a_scheduler_plugin_is_replaced_kept_or_refused(cluster: LocalCluster, client: Client) -> None:
     calls.clear()
     client.register_scheduler_plugin(Recorder())

@@ -15,10 +15,7 @@ from tests.planted.faults import FAULTS, Fault
 ROOT = Path(__file__).parents[2]
 
 JUDGES = (
-    [
-        *(sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", "not hundred_thousand"),
-        *("tests/state/test_tasks.py", "tests/state/test_interrupts.py"),
-    ],
+    [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/state/test_tasks.py", "tests/state/test_interrupts.py"],
     [sys.executable, "-m", "tests.sim", "-x", "--seed", "0", "--worlds", "60"],
     [sys.executable, "-m", "tests.sim", "-x", "--seed", "1000", "--worlds", "250"],
 )
