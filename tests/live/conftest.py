@@ -8,7 +8,7 @@ import cloudpickle
 import pytest
 
 from localdask import Client, LocalCluster
-from localdask.api import futures
+from localdask.api import callbacks
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -35,6 +35,6 @@ def cluster() -> Iterator[LocalCluster]:
 
 @pytest.fixture
 def client(cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
-    monkeypatch.setattr(futures, "CALLBACKS_IDLE_S", 0.01)  # or each test with a callback waits a second for its thread's end
+    monkeypatch.setattr(callbacks, "IDLE_S", 0.01)  # or each test with a callback waits a second for its thread's end
     with Client(cluster) as client:
         yield client

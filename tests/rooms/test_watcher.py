@@ -42,6 +42,8 @@ class Listener:
 @pytest.fixture
 def listener(monkeypatch):
     monkeypatch.delenv("LOCALDASK_WATCHER", raising=False)
+    monkeypatch.setattr(watcher, "POLL_S", 0.05)
+    monkeypatch.setattr(watcher, "HEARTBEAT_S", 0.2)
     listener = Listener()
     yield listener
     if listener.watcher is not None:
