@@ -14,6 +14,7 @@ import pytest
 from localdask import Client, Future, KilledWorker, LocalCluster, as_completed, wait
 from localdask.errors import FutureCancelledError, UsageError
 from tests.conftest import wait_until
+from tests.tasks import wait_for_file
 
 
 def increase(x: int) -> int:
@@ -22,12 +23,6 @@ def increase(x: int) -> int:
 
 def fail(x: object) -> None:
     raise KeyError(x)
-
-
-def wait_for_file(path: str) -> str:
-    while not os.path.exists(path):
-        time.sleep(0.002)
-    return path
 
 
 async def turns_while(awaitable: Any) -> tuple[Any, int]:

@@ -15,7 +15,8 @@ import pytest
 from localdask import Client, Future, KilledWorker, LocalCluster, as_completed, fire_and_forget, get_client, get_worker, wait
 from localdask.api.futures import FutureState
 from localdask.errors import ClosedClientError, FutureCancelledError, SerializationError, StartError, WorkerStartTimeoutError
-from tests.conftest import wait_until
+from tests.conftest import WAIT_S, wait_until
+from tests.tasks import wait_for_file
 
 pytestmark = pytest.mark.shared
 
@@ -169,10 +170,11 @@ def test_result_times_out_and_the_task_goes_on(client: Client) -> None:
     assert future.result() == 7
 
 
-def test_wait_returns_done_and_not_done(client: Client) -> None:
-    quick, long = client.submit(inc, 5), client.submit(slow, 5, 1)
+def test_wait_returns_done_and_not_done(client: Client, tmp_path: Path) -> None:
+    quick, long = client.submit(inc, 5), client.submit(wait_for_file, str(tmp_path / "gate"))
     done, not_done = wait([quick, long], return_when="FIRST_COMPLETED")
     assert quick in done and long in not_done
+    (tmp_path / "gate").touch()
     assert wait([quick, long]).not_done == set()
     with pytest.raises(NotImplementedError):
         wait([quick], return_when="FIRST_EXCEPTION")
@@ -248,12 +250,16 @@ def test_run_calls_on_every_worker_and_gives_it_the_worker(client: Client) -> No
     assert all(isinstance(error, ValueError) for error in client.run(boom, on_error="return").values())
 
 
-def test_run_reaches_a_worker_that_is_busy(client: Client) -> None:
-    futures = client.map(slow, range(2), seconds=2, pure=False)
-    start = time.monotonic()
+def test_run_reaches_a_worker_that_is_busy(client: Client, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    futures = client.map(wait_for_file, [str(gate)] * 2, pure=False)
+    rescue = threading.Timer(WAIT_S, gate.touch)  # from waiting for each other
+    rescue.start()
     assert len(client.run(os.getpid)) == 2
-    assert not all(future.done() for future in futures), time.monotonic() - start
-    client.gather(futures)
+    assert not any(future.done() for future in futures)
+    rescue.cancel()
+    gate.touch()
+    assert client.gather(futures) == [str(gate)] * 2
 
 
 def test_run_calls_in_nannies_and_gives_them_the_nanny(client: Client) -> None:
@@ -342,8 +348,6 @@ def test_sys_exit_in_a_task_is_that_tasks_error(client: Client) -> None:
 
 
 def test_fire_and_forget_runs_without_a_future(client: Client, tmp_path: object) -> None:
-    from tests.conftest import wait_until
-
     path = f"{tmp_path}/made"
 
     def make() -> None:
@@ -355,8 +359,6 @@ def test_fire_and_forget_runs_without_a_future(client: Client, tmp_path: object)
 
 
 def test_released_keys_leave_the_scheduler(client: Client) -> None:
-    from tests.conftest import wait_until
-
     futures = client.map(inc, range(1000, 1100))
     client.gather(futures)
     assert len(client.scheduler.state.tasks) >= 100

@@ -6,7 +6,6 @@ import asyncio
 import operator
 import os
 import threading
-import time
 from collections.abc import Iterator
 from concurrent import futures as standard
 from functools import partial
@@ -18,6 +17,7 @@ import pytest
 from localdask import Client, LocalCluster, annotate, get_client
 from localdask.api.executor import ClientExecutor
 from tests.conftest import wait_until
+from tests.tasks import wait_for_file
 
 pytestmark = pytest.mark.shared
 
@@ -28,12 +28,6 @@ def increase(x: int) -> int:
 
 def fail(text: str) -> None:
     raise ValueError(text)
-
-
-def wait_for_file(path: str) -> str:
-    while not os.path.exists(path):
-        time.sleep(0.002)
-    return path
 
 
 def hold_all(executor: ClientExecutor, path: Path) -> list[standard.Future[str]]:

@@ -23,6 +23,7 @@ from localdask.errors import ClosedClientError, SerializationError
 from localdask.processes import launching
 from tests.conftest import own_files, wait_until
 from tests.live.scripts import environment
+from tests.tasks import wait_for_file
 
 N_CYCLES = 60
 
@@ -34,12 +35,6 @@ def inc(x: int) -> int:
 def nap(x: int, seconds: float) -> int:
     time.sleep(seconds)
     return x
-
-
-def wait_for_file(path: str) -> str:
-    while not os.path.exists(path):
-        time.sleep(0.005)
-    return "released"
 
 
 def append(path: str, text: str) -> None:
@@ -144,7 +139,7 @@ def test_a_submitter_that_is_gone_takes_its_tasks_along(client: Client, tmp_path
     gc.collect()
     wait_until(lambda: len(client.cluster.scheduler.state.tasks) == 2)
     gate.touch()
-    assert client.gather(blockers) == ["released"] * 2
+    assert client.gather(blockers) == [str(gate)] * 2
     assert not (tmp_path / "ran").exists()
 
 
@@ -178,7 +173,7 @@ def test_a_future_that_only_its_callback_holds_is_not_garbage(client: Client, tm
     gc.collect()
     Path(gate).touch()
     assert sorted(future.result() for future in arrivals) == [0, 1]
-    wait_until(lambda: seen == ["released"])
+    wait_until(lambda: seen == [gate])
 
 
 def test_a_callback_may_submit_and_wait(client: Client) -> None:
