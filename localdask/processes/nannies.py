@@ -122,6 +122,7 @@ class NannyHandle:
         self._process: process.Child | None = None
         self._timer: Timer | None = None
         self._was_told_why = False
+        self._was_killed = False
         #: Why it could not even be started, the last time that it was tried.
         self._refusal = ""
         self._calls: dict[int, Callable[[str, bytes | None], None]] = {}
@@ -208,6 +209,7 @@ class NannyHandle:
 
     def kill(self) -> None:
         """End worker and nanny by force. From any thread."""
+        self._was_killed = True
         for pid in (self.worker_pid, self.pid):
             if pid is not None:
                 process.kill_session(pid)
@@ -342,6 +344,8 @@ class NannyHandle:
         self._keeper.nanny_event(self, "nanny-ready", pid=word.pid)
 
     def _worker_down(self, word: WorkerDown) -> None:
+        if self._was_killed and self.is_ending:
+            word = replace(word, word=ExitWord.ASKED.value)  # who forces the end expects it
         self.worker_pid = None
         self.last_event = f"died: {process.explain_status(word.status)}"
         self.n_restarts += word.word != ExitWord.ASKED.value

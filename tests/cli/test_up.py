@@ -106,6 +106,7 @@ def test_a_second_ctrl_c_forces_the_end_with_exit_code_130(folder: Path) -> None
         up.wait_for("stuck")
         up.send(signal.SIGINT)
         assert up.end() == 130
+        assert "died" not in up.text
         assert "Traceback" not in up.text
         wait_until(lambda: is_gone(pids), what="the processes to end")
 
