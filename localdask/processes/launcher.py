@@ -17,6 +17,7 @@ import sys
 import time
 import types
 
+from localdask.errors import StartError
 from localdask.messages import ForkNanny
 from localdask.processes import nanny
 from localdask.system import codec, process
@@ -53,12 +54,15 @@ class Launcher:
             return
         fds = self._channel.take_fds()
         for word, fd in zip(words, fds, strict=False):
-            if isinstance(word, ForkNanny):
-                self._start(word, fd)
-            os.close(fd)
+            try:
+                if isinstance(word, ForkNanny):
+                    self._start(word, fd)
+            except StartError as error:
+                print(f"localdask: {error}", file=sys.stderr)
+            finally:
+                os.close(fd)  # a nanny that cannot be made is seen at the other end of its pipe, which ends
 
     def _start(self, word: ForkNanny, fd: int) -> None:
-        # A nanny that cannot be made is seen at the other end of its pipe, which closes.
         if word.method == "spawn":
             code = f"import sys; sys.path[:] = {sys.path!r}; from localdask.processes.nanny import main; main({fd})"
             self._pids.add(process.spawn([sys.executable, "-c", code], pass_fds=[fd], new_session=True))
