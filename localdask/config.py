@@ -38,7 +38,11 @@ DEFAULTS: dict[str, Any] = {
     "nanny": {
         **_PRELOADS,
         "environ": {},
-        "pre-spawn-environ": {"MALLOC_TRIM_THRESHOLD_": 65536, "OMP_NUM_THREADS": 1, "MKL_NUM_THREADS": 1, "OPENBLAS_NUM_THREADS": 1},
+        "pre-spawn-environ": {
+            "MALLOC_MMAP_THRESHOLD_": 32 << 20,
+            "MALLOC_TRIM_THRESHOLD_": 64 << 20,
+            **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), 1),
+        },
     },
     "worker": {
         **_PRELOADS,

@@ -1,7 +1,7 @@
 """What each worker of a cluster is told of how to be: a plain mapping that its nanny hands on.
 
 Made in the user's process by ``api/cluster.py``, which adds where the cluster keeps its files; read by
-``processes/nanny.py`` and ``processes/worker.py``. Nothing is checked or decided here.
+``processes/nanny.py`` and ``processes/worker.py``. Nothing is decided here.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 from localdask import config, sizing
 from localdask.api.scattering import INLINE_MAX
+from localdask.errors import ConfigError
 from localdask.state.lifetimes import Lifetime
 from localdask.state.memory import read_steps
 
@@ -40,4 +41,16 @@ def worker_settings(
         "lifetime_tasks": lifetime.n_tasks,
         "lifetime_nbytes": lifetime.nbytes,
         "env": dict(env or {}),
+        "env_defaults": _env_defaults(),
     }
+
+
+def _env_defaults() -> dict[str, str]:
+    """Return the variables that workers have unless the environment says otherwise, as Dask's keys tell."""
+    found: dict[str, str] = {}
+    for key in ("nanny.pre-spawn-environ", "nanny.environ"):
+        said = config.get(key, None) or {}
+        if not isinstance(said, Mapping):
+            raise ConfigError(f"{key} is {said!r}; it is a mapping of environment variables to their values")
+        found.update((str(name), str(value)) for name, value in said.items() if value is not None)
+    return found

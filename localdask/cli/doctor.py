@@ -177,7 +177,8 @@ def _blas() -> Iterator[Point]:
     if given:
         yield Point("BLAS threads", "ok", f"{', '.join(given)} set here, which workers keep")
     else:
-        yield Point("BLAS threads", "ok", "1 in each worker (nanny.pre-spawn-environ)")
+        n_threads = config.get("nanny.pre-spawn-environ", {}).get(_BLAS[0], "as many as there are CPUs")
+        yield Point("BLAS threads", "ok", f"{n_threads} in each worker (nanny.pre-spawn-environ)")
 
 
 def _preloads(named: tuple[str, ...]) -> Iterator[Point]:

@@ -9,7 +9,7 @@ a user pickled, except what was sent to it on purpose: plugins, and what
 ``run(nanny=True)`` calls. When its control pipe ends it ends its worker and itself.
 
 The keys of ``BeginNanny.settings``, which both sides know: ``nthreads``, ``resources``,
-``memory_limit``, ``memory_steps``, ``local_directory``, ``inline_max``, ``segment_folder``, ``env``,
+``memory_limit``, ``memory_steps``, ``local_directory``, ``inline_max``, ``segment_folder``, ``env``, ``env_defaults``,
 ``method``, ``setup_timeout_s``, ``teardown_timeout_s``, ``last_life``,
 ``lifetime_tasks``.
 """
@@ -60,7 +60,6 @@ from localdask.system import outcomes, process
 from localdask.system.board import read_board
 from localdask.system.environment import change_environ, take_place
 from localdask.system.loop import Loop, Timer
-from localdask.system.memory import KEEP_FREED
 from localdask.system.transport import Channel
 
 #: What a worker is given to end once the user's process is gone, in seconds.
@@ -69,8 +68,6 @@ ORPHAN_GRACE_S = 0.2
 PATIENCE_S = 1e6
 #: A line of localdask's own in what Python writes of a crash: the worker runs deep inside its nanny's and the launcher's calls.
 _OWN_FRAME = re.compile(f'  File ("{re.escape(os.path.dirname(os.path.dirname(__file__)))}/[^"]*", line [0-9]+|"<string>", line 1) in ')
-#: Threads that numeric libraries start in each worker, unless the environment says otherwise.
-_LIBRARY_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 class _WorkerProcess:
@@ -357,7 +354,7 @@ class Nanny:
 
     def _start_worker(self, life: int) -> None:
         self._was_told_why = False
-        defaults = {**dict.fromkeys(_LIBRARY_THREADS, str(self.nthreads)), **KEEP_FREED}
+        defaults = self._settings.get("env_defaults") or {}
         changes: dict[str, str | None] = {name: setting for name, setting in defaults.items() if name not in os.environ}
         changes.update((name, None if value is None else str(value)) for name, value in self.env.items())
         change_environ(changes)

@@ -15,8 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from localdask import Client, LocalCluster, NannyPlugin
-from localdask.errors import PreloadError
+from localdask import Client, LocalCluster, NannyPlugin, config
+from localdask.errors import ConfigError, PreloadError
 from tests.conftest import WAIT_S, own_files, wait_until
 from tests.live.scripts import environment, is_alive
 
@@ -221,6 +221,29 @@ def test_a_worker_is_where_its_cluster_was_made(preload_nanny: str | None, tmp_p
             return os.getcwd(), found_here.answer, *map(os.environ.get, ["MADE", "HOME", "OF_NANNY", "OMP_NUM_THREADS"])
 
         assert client.submit(look).result() == (str(tmp_path), 42, "here", None, "yes", "1")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_environment_goes_before_configured_variables_and_env_before_both(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IN_ENVIRONMENT", "mine")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    configured = {
+        "nanny.environ": {"IN_ENVIRONMENT": "1", "GIVEN": 2, "CONFIGURED": 3, "UNDONE": None},
+        "nanny.pre-spawn-environ": {"OMP_NUM_THREADS": 4},
+    }
+    with (
+        config.set(configured),
+        LocalCluster(n_workers=1, env={"GIVEN": "given"}, start_method=method) as cluster,
+        Client(cluster) as client,
+    ):
+        names = ["IN_ENVIRONMENT", "GIVEN", "CONFIGURED", "UNDONE", "OMP_NUM_THREADS"]
+        assert client.submit(lambda: list(map(os.environ.get, names))).result() == ["mine", "given", "3", None, "4"]
+    assert "OMP_NUM_THREADS" not in os.environ, "what workers have is not this process's"
+
+
+def test_configured_variables_that_are_no_mapping_are_refused_by_name() -> None:
+    with config.set({"nanny.environ": "A=1"}), pytest.raises(ConfigError, match=r"nanny.environ is 'A=1'; it is a mapping"):
+        LocalCluster(n_workers=1)
 
 
 class Umask(NannyPlugin):

@@ -88,7 +88,7 @@ def test_dash_and_underscore_are_the_same_in_every_place(home: Path, monkeypatch
     assert config.get("scheduler.allowed-failures") == config.get("scheduler.allowed_failures") == 7
     assert config.get("worker.preload-argv") == config.get("worker.preload_argv") == ["--x"]
     assert config.get("nanny.pre-spawn-environ")["OMP_NUM_THREADS"] == 5
-    assert len(config.get("nanny.pre-spawn-environ")) == 4
+    assert len(config.get("nanny.pre-spawn-environ")) == 5
     with config.set({"scheduler.allowed-failures": 1}):
         assert config.get("scheduler") == {**config.DEFAULTS["scheduler"], "allowed-failures": 1}
 
