@@ -219,8 +219,9 @@ def test_ctrl_c_ends_the_script_as_in_python_with_exit_code_130(folder: Path) ->
 
 def test_a_script_may_catch_ctrl_c_and_go_on(folder: Path) -> None:
     (folder / "patient.py").write_text(
-        "from localdask import Client\nimport time\nclient = Client()\nprint('waiting', flush=True)\n"
-        "try:\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    print('still', client.submit(abs, -2).result(), flush=True)\n"
+        "from localdask import Client\nimport time\nclient = Client()\n"
+        "try:\n    print('waiting', flush=True)\n    time.sleep(60)\n"
+        "except KeyboardInterrupt:\n    print('still', client.submit(abs, -2).result(), flush=True)\n"
     )
     with running("run", "-n", "1", "patient.py", cwd=folder, terminal=True) as run:
         run.wait_for("waiting")

@@ -6,6 +6,8 @@ plan. A new room is entered here first; a planned room need not exist yet.
 
 from __future__ import annotations
 
+import functools
+
 #: Floors from the ground up. Each line is one floor; folders on the same floor do not see each other.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("cancellations",),
@@ -326,6 +328,7 @@ MAX_FUNCTION_LINES = 60
 MIN_DOCSTRING_WORDS = 12
 
 
+@functools.cache
 def planned_rooms() -> set[str]:
     """Return every room of the plan, dotted below the package (``state.tasks``)."""
     rooms = {f"{folder}.{room}" for folder, stacks in STACKS.items() for stack in stacks for room in stack}
@@ -333,6 +336,7 @@ def planned_rooms() -> set[str]:
     return rooms | {place for floor in FLOORS for place in floor if place not in STACKS}
 
 
+@functools.cache
 def may_import(importer: str, imported: str) -> bool:
     """Whether the plan lets one room import another; both dotted below the package."""
     upper, lower = importer.split(".")[0], imported.split(".")[0]

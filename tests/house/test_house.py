@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import gc
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 
@@ -25,6 +26,17 @@ LAWS: list[Law] = [
     laws.swallows_nothing,
     laws.leaves_messages_alone,
 ]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def rooms_are_parsed_once() -> Iterator[None]:
+    """Have the rooms' trees for all tests, and out of the way of the search for garbage after each."""
+    for room in ROOMS:
+        _ = room.tree
+    gc.freeze()
+    yield
+    for room in ROOMS:
+        vars(room).pop("tree")
 
 
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)

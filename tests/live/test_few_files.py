@@ -51,9 +51,16 @@ def test_more_workers_than_the_limit_allows_are_an_error_that_says_so(n_workers:
 def test_a_start_ends_when_a_worker_is_not_tried_again() -> None:
     preload = """
 import os, threading, time
+def leave(worker):
+    while worker.status != "running":
+        time.sleep(0.01)
+    time.sleep(0.01)  # for its word that it is up; before that, it is a start that failed
+    with worker.lock:
+        os._exit(3)
+
 def dask_setup(worker):
     if worker.name == "w0":
-        threading.Timer(0.01, os._exit, (3,)).start()
+        threading.Thread(target=leave, args=(worker,), daemon=True).start()
     else:
         time.sleep(1000)
 """
