@@ -32,6 +32,7 @@ except ImportError:
 
 from localdask.errors import SerializationError
 from localdask.messages import Function
+from localdask.system.by_value import dumps_by_value, registered, travels, warm
 from localdask.system.culprits import describe_failure, safe_text
 
 __all__ = [
@@ -101,37 +102,6 @@ class InputRef:
 
 # ── anything ─────────────────────────────────────────────────────────────────
 
-_cloudpickle: Any = None
-
-
-def warm() -> Any:
-    """Import cloudpickle now and return it, so that no task waits for it later."""
-    global _cloudpickle
-    if _cloudpickle is None:
-        import cloudpickle  # noqa: PLC0415 - heavy, and many programs never need it
-
-        _cloudpickle = cloudpickle
-    return _cloudpickle
-
-
-def _registered() -> Any:
-    """Return the names of the modules that the user registered to travel by value; usually there are none."""
-    registry = sys.modules.get("cloudpickle.cloudpickle")  # also when the user imported it, not we
-    if registry is None:
-        return ()
-    try:
-        return registry._PICKLE_BY_VALUE_MODULES  # the public function copies it, at a cost each pickle would feel
-    except AttributeError:  # another version, or another thread imports it just now and nothing can be registered yet
-        return getattr(registry, "list_registry_pickle_by_value", tuple)()
-
-
-def _travels(data: bytes) -> bool:
-    """Return whether a plain pickle can be loaded in a process with another ``__main__``."""
-    if b"__main__" in data:
-        return False
-    registered = _registered()
-    return not registered or not any(name.encode() in data for name in tuple(registered))
-
 
 class TooLargeError(Exception):
     """What is being pickled has more than ``LARGE_MIN`` bytes, and the caller has a better way for that."""
@@ -150,14 +120,14 @@ def dumps(obj: object, what: str = "the argument", on_buffer: Callable[[pickle.P
     """
     try:
         data = pickle.dumps(obj, 5, buffer_callback=on_buffer)
-        if _travels(data):
+        if travels(data):
             return data
     except TooLargeError:
         raise
     except _FAILURES:
         pass  # cloudpickle may do better, and if it does not, its error is the better one
     try:
-        return warm().dumps(obj, protocol=5, buffer_callback=on_buffer)  # type: ignore[no-any-return]
+        return dumps_by_value(obj, on_buffer)
     except TooLargeError:
         raise
     except _FAILURES as error:
@@ -166,7 +136,7 @@ def dumps(obj: object, what: str = "the argument", on_buffer: Callable[[pickle.P
 
 def _can_pickle(obj: object) -> bool:
     try:
-        warm().dumps(obj, protocol=5)
+        dumps_by_value(obj)
     except _FAILURES:
         return False
     return True
@@ -343,7 +313,7 @@ def dumps_function(function: Callable[..., Any], *, refuse_large: bool = False) 
     changed or could have changed unseen, so a stale global never travels. On request, one
     whose pickle is larger than ``LARGE_MIN`` is a ``TooLargeError``.
     """
-    if type(function) is not FunctionType or _registered():
+    if type(function) is not FunctionType or registered():
         return _pack_function(function, refuse_large)
     cached = _functions.get(function)
     if cached is not None and cached.is_good_for(function):
@@ -580,14 +550,14 @@ def _dumps_out_of_band(obj: object, what: str, in_band_max: int) -> tuple[bytes,
 
     try:
         header = pickle.dumps(obj, 5, buffer_callback=keep)
-        if _travels(header):
+        if travels(header):
             return header, buffers
     except _FAILURES:
         pass  # as in dumps
     buffers.clear()
     n_in_band = 0
     try:
-        return warm().dumps(obj, protocol=5, buffer_callback=keep), buffers
+        return dumps_by_value(obj, keep), buffers
     except _FAILURES as error:
         raise SerializationError(describe_failure(obj, what, error, _can_pickle)) from error
 

@@ -69,7 +69,7 @@ STACKS: dict[str, tuple[tuple[str, ...], ...]] = {
     "system": (
         ("process",),
         ("loop", "shared_pipes"),
-        ("culprits", "codec", "outcomes"),
+        ("by_value", "culprits", "codec", "outcomes"),
         ("free_segments", "segment_bytes", "unfinished_segments", "segments", "mappings"),
         ("segments", "sockets"),
         ("shield",),

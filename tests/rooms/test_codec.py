@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import fnmatch
 import functools
 import gc
 import math
@@ -141,6 +142,16 @@ def test_what_lives_in_main_travels_by_value() -> None:
     data = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True).stdout
     instance, function = codec.loads(data)
     assert instance.x == function() == 5
+
+
+def test_a_cached_function_of_main_travels_with_what_it_wraps() -> None:
+    fib = notebook("import functools\n@functools.lru_cache(maxsize=3)\ndef fib(n): return n if n < 2 else fib(n - 1) + fib(n - 2)")["fib"]
+    loaded = codec.loads(codec.dumps(fib))
+    assert loaded(80) == 23416728348467685
+    assert loaded.cache_parameters() == {"maxsize": 3, "typed": False}
+    assert call(fib, 10) == 55
+    importable = fnmatch._compile_pattern  # type: ignore[attr-defined]
+    assert codec.loads(codec.dumps([lambda: 1, importable]))[1] is importable
 
 
 def test_text_that_only_mentions_main_still_travels() -> None:
