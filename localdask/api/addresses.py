@@ -6,12 +6,16 @@ Called by ``Client`` and the command line. It looks at the doors in this user's 
 
 from __future__ import annotations
 
+import os
 import time
 
 from localdask.errors import ClusterNotFoundError, UsageError
 from localdask.system.sockets import DoorEntry, find_doors
 
-__all__ = ["find_cluster", "list_clusters", "socket_path"]
+__all__ = ["ELSEWHERE", "default_address", "find_cluster", "list_clusters", "socket_path"]
+
+#: How addresses of Dask's own clusters begin.
+ELSEWHERE = ("tcp://", "tls://", "ws://", "wss://", "ucx://")
 
 
 def list_clusters() -> list[DoorEntry]:
@@ -34,6 +38,16 @@ def socket_path(address: str) -> str:
             f"Client({address!r}): localdask reaches clusters on this machine; localdask.connect({address!r}) reaches a Dask cluster"
         )
     return address if "/" in address else find_cluster(address).path
+
+
+def default_address(*, elsewhere: bool = False) -> str | None:
+    """Return what ``LOCALDASK_ADDRESS`` says, or else the configuration; a Dask cluster that is configured only for ``elsewhere``."""
+    if address := os.environ.get("LOCALDASK_ADDRESS"):
+        return address
+    from localdask import config  # noqa: PLC0415 - only a client without an address needs it
+
+    address = str(config.get("scheduler-address", None) or "")
+    return address if address and (elsewhere or not address.startswith(ELSEWHERE)) else None
 
 
 def find_cluster(name: str | None) -> DoorEntry:

@@ -82,7 +82,8 @@ class Client(
     address : LocalCluster or str, optional
         The cluster to use, or how one of another process is found: by its name or by its address
         (``"unix://…"``, ``cluster.scheduler_address``). ``"auto"`` is the default cluster (that
-        of ``localdask run``), else what ``LOCALDASK_ADDRESS`` says, else the only one that was given a name.
+        of ``localdask run``), else what ``LOCALDASK_ADDRESS`` or ``scheduler-address`` of the configuration says, else the only
+        one that was given a name.
         Without an address it is one of the first two, else a new ``LocalCluster`` which this client owns and closes.
     timeout : float or str, optional
         Seconds to wait for a cluster in another process; 10 by default.
@@ -133,7 +134,7 @@ class Client(
         self._owns_cluster = False
         address = take_client_words(address, kwargs) if kwargs else address
         if (address is None and not kwargs) or (isinstance(address, str) and address == "auto"):
-            address = default_cluster[-1] if default_cluster else os.environ.get("LOCALDASK_ADDRESS") or address
+            address = default_cluster[-1] if default_cluster else addresses.default_address() or address
         if address is None:
             address = cluster_factory[0](**kwargs)
             self._owns_cluster = True

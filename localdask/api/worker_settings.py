@@ -29,12 +29,13 @@ def worker_settings(
     env: Mapping[str, str | None] | None,
 ) -> dict[str, Any]:
     """Return the settings of each worker. ``limits_s`` are those of a setup and of a teardown."""
+    folder = config.get("temporary-directory", None) if local_directory is None else local_directory
     return {
         "nthreads": nthreads,
-        "resources": sizing.check_resources(resources),
+        "resources": sizing.check_resources(config.get("worker.resources", None) if resources is None else resources),
         "memory_limit": memory_limit,
         "memory_steps": read_steps(config.get, sizing.parse_bytes),
-        "local_directory": None if local_directory is None else os.path.abspath(local_directory),
+        "local_directory": None if folder is None else os.path.abspath(folder),
         "inline_max": INLINE_MAX,
         "setup_timeout_s": limits_s[0],
         "teardown_timeout_s": limits_s[1],

@@ -7,18 +7,16 @@ own is refused there with a word, before anything is sent.
 
 from __future__ import annotations
 
-import os
 from functools import cache
 from typing import Any
 
+from localdask.api.addresses import ELSEWHERE, default_address
 from localdask.api.annotations import present
 from localdask.api.client import Client, default_cluster
 from localdask.errors import UsageError
 
 __all__ = ["connect"]
 
-#: How addresses of Dask's own begin.
-_ELSEWHERE = ("tcp://", "tls://", "ws://", "wss://", "ucx://")
 #: What ``annotate`` gives to tasks here, and Dask's tasks know nothing of.
 _OURS = ("timeout", "retry_on")
 
@@ -29,8 +27,9 @@ def connect(address: Any = None, **kwargs: Any) -> Any:
     Parameters
     ----------
     address : str, LocalCluster or None
-        As for ``Client``: None or ``"auto"`` (what ``LOCALDASK_ADDRESS`` says, if it does), a cluster's name, ``unix://…`` or a
-        cluster. ``tcp://``, ``tls://`` and ``ws://`` reach a Dask cluster.
+        As for ``Client``: None or ``"auto"`` (what ``LOCALDASK_ADDRESS`` says, or else ``scheduler-address`` of the
+        configuration, also of a Dask cluster), a cluster's name, ``unix://…`` or a cluster.
+        ``tcp://``, ``tls://`` and ``ws://`` reach a Dask cluster.
     **kwargs
         For the client.
 
@@ -54,8 +53,8 @@ def connect(address: Any = None, **kwargs: Any) -> Any:
     >>> client = connect("tcp://10.0.0.5:8786")  # doctest: +SKIP
     """
     if ((address is None and not kwargs) or (isinstance(address, str) and address == "auto")) and not default_cluster:
-        address = os.environ.get("LOCALDASK_ADDRESS") or address
-    if not isinstance(address, str) or not address.startswith(_ELSEWHERE):
+        address = default_address(elsewhere=True) or address
+    if not isinstance(address, str) or not address.startswith(ELSEWHERE):
         return Client(address, **kwargs)
     try:
         import distributed  # noqa: PLC0415 - an extra of the user's

@@ -64,13 +64,14 @@ def inc(x: int) -> int:
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize("how", ["name", "auto", "address", "path", "local", "environment"])
+@pytest.mark.parametrize("how", ["name", "auto", "address", "path", "local", "environment", "configuration"])
 def test_a_cluster_is_found(cluster: LocalCluster, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     path = cluster.scheduler_address.removeprefix("unix://")
     if how == "environment":
         monkeypatch.setenv("LOCALDASK_ADDRESS", "shared")
+    configured = {"scheduler-address": "shared"} if how == "configuration" else {}
     address = {"name": "shared", "auto": "auto", "address": f"unix://{path}", "path": path, "local": "local://shared/w0"}.get(how)
-    with Client(address) as client:
+    with config.set(configured), Client(address) as client:
         assert client.submit(inc, 1).result() == 2
         assert repr(client) == f"<Client: 'unix://{path}'>" and client.cluster is None
 

@@ -15,8 +15,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from localdask import Client, LocalCluster, NannyPlugin, config
-from localdask.errors import ConfigError, PreloadError
+from localdask import Client, LocalCluster, NannyPlugin, config, get_worker
+from localdask.api.addresses import default_address
+from localdask.errors import ConfigError, PreloadError, UsageError
 from tests.conftest import WAIT_S, own_files, wait_until
 from tests.live.scripts import environment, is_alive
 
@@ -244,6 +245,25 @@ def test_the_environment_goes_before_configured_variables_and_env_before_both(me
 def test_configured_variables_that_are_no_mapping_are_refused_by_name() -> None:
     with config.set({"nanny.environ": "A=1"}), pytest.raises(ConfigError, match=r"nanny.environ is 'A=1'; it is a mapping"):
         LocalCluster(n_workers=1)
+
+
+def test_configured_resources_and_folder_are_every_workers_unless_it_is_given_others(tmp_path: Path) -> None:
+    with config.set({"worker.resources": {"GPU": 2}, "temporary-directory": str(tmp_path / "made")}):
+        with LocalCluster(n_workers=1) as cluster, Client(cluster) as client:
+            assert client.submit(abs, -1, resources={"GPU": 2}).result() == 1
+            assert client.submit(lambda: get_worker().local_directory).result().startswith(f"{tmp_path}/made/")
+        with LocalCluster(n_workers=1, resources={"TPU": 1}, local_directory=tmp_path / "given") as cluster:
+            (worker,) = cluster.scheduler.workers.values()
+            assert worker.resources == {"TPU": 1} and (tmp_path / "given").is_dir()
+    with config.set({"worker.resources": "GPU=1"}), pytest.raises(UsageError, match="GPU=1"):
+        LocalCluster(n_workers=1)
+
+
+def test_a_dask_cluster_that_is_only_configured_is_left_to_connect() -> None:
+    with config.set({"scheduler-address": "tcp://127.0.0.1:1"}):
+        with Client() as client:
+            assert client.cluster is not None
+        assert (default_address(), default_address(elsewhere=True)) == (None, "tcp://127.0.0.1:1")
 
 
 class Umask(NannyPlugin):
