@@ -20,7 +20,7 @@ from localdask.system import codec, segments
 from tests.conftest import wait_until
 
 N = codec.LARGE_MIN // 8 + 1
-N_ROUNDS = 200
+N_ROUNDS = 1000
 
 
 def make(number: int) -> Any:
