@@ -110,6 +110,8 @@ class Crew:
         self._runners: list[Runner] = []
         self._threads: set[threading.Thread] = set()
         self.on_secede: Callable[[Runner], None] = lambda runner: None
+        #: The main thread's runner, where that is to run all tasks; others come only for those that it waits for.
+        self.main: Runner | None = None
         #: What plugins are told of tasks; None while none asks.
         self.moves: Moves | None = None
 
@@ -133,6 +135,8 @@ class Crew:
         """Run tasks in this thread until none may start, or its thread is wanted elsewhere."""
         lock, intake = self._lock, self._intake
         while not runner.is_wanted and self.n_running + self._n_rejoining < self._n_slots:
+            if runner is not self.main and self.is_main_free:
+                return
             if self.is_held and self.n_running == self.n_executing:
                 return
             job = intake.start_next()
@@ -222,11 +226,17 @@ class Crew:
 
     # ── threads ──────────────────────────────────────────────────────────────
 
+    @property
+    def is_main_free(self) -> bool:
+        """Whether the next task is the main thread's, as it runs nothing of a user's: what a preload made may work in that thread alone."""
+        main = self.main
+        return main is not None and main.task is None and main.act is None and (self.moves is None or not self.moves.is_telling)
+
     def call_hands(self) -> None:
         """Have threads come for the tasks that may start now."""
         n_free = self._n_slots - self.n_running - self._n_rejoining
         n_more = min(self._intake.n_ready, n_free) - self._n_coming
-        if n_more <= 0 or self._is_over or (self.is_held and self.n_running == self.n_executing):
+        if n_more <= 0 or self._is_over or self.is_main_free or (self.is_held and self.n_running == self.n_executing):
             return
         n_woken = min(n_more, self._n_idle)
         self._n_coming += n_more

@@ -38,6 +38,11 @@ class Moves:
         self._news: deque[tuple[Any, ...]] = deque()
         self._telling = threading.Lock()
 
+    @property
+    def is_telling(self) -> bool:
+        """Whether plugins are being told, in whatever thread."""
+        return self._telling.locked()
+
     # ── noting, under the worker's lock ──────────────────────────────────────
 
     def came(self, task: RunTask, *, is_whole: bool) -> None:

@@ -215,6 +215,8 @@ class Runner:
         Whether that task has given up its slot.
     n_waits : int
         How often it waits under ``blocking`` at once; a coroutine function may do so several times.
+    act : object or None
+        What its thread does now instead of tasks, if that is code of a user's.
     interrupt : InterruptTask or None
         What told that task to stop.
     is_wanted : bool
@@ -232,6 +234,7 @@ class Runner:
     """
 
     __slots__ = (
+        "act",
         "board",
         "finished_at",
         "has_seceded",
@@ -255,6 +258,7 @@ class Runner:
         self.slots = slots
         self.inline_max = inline_max
         self.task: RunTask | None = None
+        self.act: object | None = None
         self.has_seceded = False
         self.n_waits = 0
         self.interrupt: InterruptTask | None = None

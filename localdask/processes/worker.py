@@ -125,7 +125,6 @@ class Worker:
         self.lock = threading.Lock()
         self._settings = settings
         self._has_process = supervise_pipe is not None
-        self._main_act: object = _SOMETHING
         self._quit_at: float | None = None
         self._is_term_asked = self._is_leaving = self._is_forked = False
         self._scratch = Scratch(name, settings)
@@ -169,6 +168,7 @@ class Worker:
         #: The main thread's runner; it runs tasks only in a process of its own with one thread.
         self._main = self._crew.new_runner()
         self._runs_in_main = self._has_process and self.nthreads == 1
+        self._crew.main = self._main if self._runs_in_main else None
         self._listener = Listener(self, self._desk.listeners_ear) if self._has_process else None
         self.preloads = Preloads(self, "worker", name, is_optional=bool(settings.get("preload_optional")), **limits)
         remember = self._surroundings.remember if self._surroundings is not None else lambda: None
@@ -331,7 +331,7 @@ class Worker:
         """Send the words that wait; between two tasks of the main thread also take in what came. Called by the crew."""
         self._flush()
         if runner is not self._main:
-            if self._desk.data.has_unsent or self._quit_at is not None:
+            if self._desk.data.has_unsent or self._quit_at is not None or self._crew.is_main_free:
                 self._desk.ring()
             if self._turns.are_waiting and not self._crew.n_executing:
                 self._want_main()
@@ -351,7 +351,7 @@ class Worker:
 
     def main_does(self) -> object | None:
         """What the main thread does, by identity; None while it waits."""
-        return None if self._desk.is_main_waiting else self._main.task or self._main_act
+        return None if self._desk.is_main_waiting else self._main.task or self._main.act or _SOMETHING
 
     def wait_at(self, ear: Ear) -> None:
         """Wait for the pipes without the lock, and take in what came."""
@@ -447,7 +447,7 @@ class Worker:
 
     def _act(self, word: Any, act: Callable[[Any], None]) -> None:
         """Do in the main thread, without the lock, what a word asks for."""
-        self._main_act = word
+        self._main.act = word
         if self._listener is not None and self._listener.is_asleep:
             self._listener.wake()
         self.lock.release()
@@ -455,7 +455,7 @@ class Worker:
             act(word)
         finally:
             self.lock.acquire()
-            self._main_act = _SOMETHING
+            self._main.act = None
 
     def _reload_asked(self, word: Any) -> None:
         if isinstance(word, InterruptTasks):

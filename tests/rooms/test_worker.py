@@ -633,6 +633,58 @@ def test_a_task_takes_its_slot_again_before_any_task_that_has_not_started(begin:
     assert ended.index(beside) < ended.index(later) and ended.index(blocked) < ended.index(later)
 
 
+def is_in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+class SlowToPublish:
+    """Takes its time to be pickled, once ``armed`` exists."""
+
+    def __init__(self, armed: str, begun: str, gate: str) -> None:
+        self.armed, self.begun, self.gate = armed, begun, gate
+
+    def __reduce__(self) -> Any:
+        if os.path.exists(self.armed):
+            Path(self.begun).touch()
+            wait_at(self.gate)
+        return bytes, (bytes(200_000),)
+
+
+def test_a_task_that_comes_while_the_main_thread_publishes_waits_for_it(begin: Callable[..., Rig], gate: Gate, tmp_path: Path) -> None:
+    with segments.SegmentFolder.create() as folder:
+        rig = begin("main", segment_folder=folder.path)
+        armed, begun = tmp_path / "armed", tmp_path / "begun"
+        rig.ended(rig.submit(SlowToPublish, str(armed), str(begun), gate.path, key="slow"))
+        armed.touch()
+        rig.send(PublishKey("slow"))
+        wait_until(begun.exists)
+        attempt = rig.submit(is_in_main_thread)
+        assert rig.call(lambda dask_worker: dask_worker.statistics()["n_executing"]) == 0, "another thread heard of the task, and left it"
+        gate.open()
+        assert rig.result(attempt) is True
+        rig.close()
+
+
+def secede_and_end(path: str) -> None:
+    runner.secede()
+    wait_at(path)
+
+
+def test_a_thread_that_ran_tasks_while_the_main_one_waited_leaves_it_the_next(begin: Callable[..., Rig], tmp_path: Path) -> None:
+    rig = begin("main")
+    first, second = Gate(tmp_path / "first"), Gate(tmp_path / "second")
+    seceded = rig.submit(secede_and_end, first.path)
+    rig.wait_for(TaskSeceded)
+    beside = rig.submit(mark_and_wait, str(tmp_path / "beside"), second.path)
+    wait_until((tmp_path / "beside").exists)
+    later = [rig.submit(is_in_main_thread) for _ in range(3)]
+    first.open()
+    rig.ended(seceded)
+    second.open_when_somebody_waits()
+    rig.ended(beside)
+    assert [rig.result(attempt) for attempt in later] == [True] * 3
+
+
 def nest(depth: int) -> int:
     if depth:
         worker = get_worker()
