@@ -31,6 +31,7 @@ __all__ = [
     "Machine",
     "WorkerPlan",
     "check_count",
+    "check_priority",
     "check_resources",
     "format_bytes",
     "parse_bytes",
@@ -143,14 +144,23 @@ def check_count(name: str, value: int | None, of: str = "") -> int | None:
         raise UsageError(f"{name}={value!r}; it is a whole number{of}") from None
 
 
+def check_priority(value: float) -> float:
+    """Return a number that messages can carry; raise ``UsageError`` for what is none."""
+    if not hasattr(value, "__float__") or math.isnan(value):
+        raise UsageError(f"priority={value!r:.80}; it is a number, and what has a larger one runs first")
+    return value if type(value) is int else float(value)
+
+
 def parse_duration(value: str | float | timedelta | None) -> float | None:
     """Return seconds: a number, or text like ``300ms``, ``10s``, ``2 hours``; None stays None."""
     if value is None:
         return None
     if isinstance(value, (int, float)):
         number, unit = float(value), ""
+    elif hasattr(value, "total_seconds"):
+        number, unit = value.total_seconds(), ""
     elif not isinstance(value, str):
-        return value.total_seconds()
+        raise UsageError(f"{value!r:.80} is no duration: give seconds, or a text like 300ms, 10s, 5m or 2h")
     else:
         match = re.fullmatch(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)?\s*([a-zµ]*)\s*", value.lower())
         try:

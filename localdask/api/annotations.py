@@ -10,14 +10,16 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
+from queue import Queue, SimpleQueue
 from typing import Any
 
 from localdask.api.control import worker_names
 from localdask.api.futures import parse_timeout
 from localdask.errors import UsageError
 from localdask.messages import Function, TaskSpec
-from localdask.sizing import check_resources
+from localdask.sizing import check_count, check_priority, check_resources
 from localdask.system import codec
+from localdask.system.keys import check_key
 
 #: What holds here: the options of every block around, the innermost last. None costs nothing.
 present: ContextVar[dict[str, Any] | None] = ContextVar("localdask-annotations", default=None)
@@ -60,6 +62,8 @@ def annotate(**options: Any) -> Iterator[None]:
         options["timeout"] = _checked_limit(options["timeout"])
     if "retry_on" in options:
         options["retry_on"] = _checked_errors(options["retry_on"])
+    TaskOptions(resources=options.get("resources"), retries=options.get("retries"), priority=options.get("priority") or 0)
+    worker_names(options.get("workers"))
     token = present.set({**(present.get() or {}), **options})
     try:
         yield
@@ -86,11 +90,11 @@ class TaskOptions:
         if allow_other_workers and not workers:
             raise ValueError("allow_other_workers=True goes with workers=…; without it every worker is allowed already")
         self.workers = worker_names(workers)
-        self.allow_other_workers = allow_other_workers
+        self.allow_other_workers = bool(allow_other_workers)
         resources = here.get("resources") if resources is None else resources
         self.resources = check_resources(resources)
-        self.retries = int((here.get("retries") if retries is None else retries) or 0)
-        self.priority = priority or here.get("priority", 0)
+        self.retries = check_count("retries", here.get("retries") if retries is None else retries, " of runs after a failed one") or 0
+        self.priority = check_priority(priority or here.get("priority") or 0)
         self.limits = _limits(here)
         self.is_default = not (self.workers or self.resources or self.retries or self.priority or self.limits)
 
@@ -133,3 +137,24 @@ def _checked_errors(errors: Any) -> tuple[type[BaseException], ...]:
         if not (isinstance(known, type) and issubclass(known, BaseException)):
             raise UsageError(f"annotate(retry_on={errors!r:.80}): give exception classes, like (OSError, TimeoutError)")
     return tuple(classes)
+
+
+def check_mapped(iterables: tuple[Any, ...], key: Any) -> Iterator[Any] | None:
+    """Raise for what ``map`` cannot run over or name tasks by; return the names, where each has one."""
+    if not iterables:
+        raise TypeError("map takes an iterable of arguments after the function, as in map(abs, [1, 2])")
+    for iterable in iterables:
+        if isinstance(iterable, (Iterator, Queue, SimpleQueue)):
+            raise TypeError("Dask, and so localdask, does not map over iterators or queues; give a list, or submit as they come")
+        if not hasattr(iterable, "__iter__") and not hasattr(iterable, "__getitem__"):
+            raise TypeError(f"map runs over iterables, and {iterable!r:.80} is none; give what is the same in each call as a keyword")
+    if key is None or isinstance(key, str):
+        return None
+    if not isinstance(key, list):
+        raise TypeError(f"key={key!r:.80}; give a text that begins each task's name, or a list of names")
+    for name in key:
+        check_key(name)
+    n_calls = min((len(iterable) for iterable in iterables if hasattr(iterable, "__len__")), default=len(key))
+    if len(key) < n_calls:
+        raise ValueError(f"map has {n_calls} calls and {len(key)} keys; give as many, or a text that begins each task's name")
+    return iter(key)

@@ -11,14 +11,13 @@ import functools
 import os
 import threading
 import weakref
-from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Mapping
-from queue import Queue, SimpleQueue
+from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 from localdask.api import addresses, companions
 from localdask.api import futures as futures_room
-from localdask.api.annotations import TaskOptions, present
+from localdask.api.annotations import TaskOptions, check_mapped, present
 from localdask.api.asking import Asking
 from localdask.api.awaiting import Awaiting
 from localdask.api.client_preloads import begin_client_preloads, end_client_preloads
@@ -49,6 +48,7 @@ from localdask.messages import (
 from localdask.preloads.standins import real_distributed
 from localdask.spelling import mend_of
 from localdask.system.codec import blake2b
+from localdask.system.keys import check_key
 from localdask.system.signatures import parameters_of
 
 if TYPE_CHECKING:
@@ -267,6 +267,8 @@ class Client(
         arguments, inputs, keeps = self._pack_arguments((*stored, *args) if stored else args, kwargs)
         if key is None:
             key = self._key(function, arguments, pure)
+        elif type(key) is not str:
+            check_key(key)
         if workers is None and not resources and not retries and not priority and not allow_other_workers and present.get() is None:
             spec = TaskSpec(key, function, arguments, self._dependencies(inputs) if inputs else ())
         else:
@@ -320,9 +322,7 @@ class Client(
         """
         if not callable(func):
             raise TypeError(f"First input to map must be a callable function, not {type(func).__name__}")
-        for iterable in iterables:
-            if isinstance(iterable, (Iterator, Queue, SimpleQueue)):
-                raise TypeError("Dask, and so localdask, does not map over iterators or queues; give a list, or submit as they come")
+        keys = check_mapped(iterables, key)
         self._check_running()
         if actor or actors:
             from localdask.api.actors import Making  # noqa: PLC0415 - few make actors
@@ -338,7 +338,6 @@ class Client(
         if kwargs:
             kwargs = self._pack_shared(kwargs, shared)
         options = TaskOptions(workers, allow_other_workers, resources, retries, priority)
-        keys = iter(key) if isinstance(key, list) else None
         named = Function(function.function_id, key, function.pickled) if isinstance(key, str) else function
         made: list[Future[R]] = []
         specs: list[TaskSpec] = []

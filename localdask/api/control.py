@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from localdask.api.futures import parse_timeout
@@ -23,6 +23,8 @@ def worker_names(workers: Any) -> tuple[str, ...]:
         return ()
     if isinstance(workers, (str, int)):
         workers = [workers]
+    elif not isinstance(workers, Iterable):
+        raise TypeError(f"workers={workers!r:.80}; give a worker's name or address, or a list of them")
     names = []
     for worker in workers:
         text = f"w{worker}" if isinstance(worker, int) else str(worker)

@@ -1,17 +1,29 @@
-"""What the name of a task says of its function.
+"""What may be the name of a task, and what it says of the task's function.
 
-Used by whoever shows tasks in groups: progress, the task stream, profiles; in clients and in workers.
+Used by clients before a name goes out, and by whoever shows tasks in groups: progress, the task stream, profiles.
 """
 
 from __future__ import annotations
 
 import re
 
-__all__ = ["group_of"]
+__all__ = ["check_key", "group_of"]
 
 #: What is no part of a function's name: digests and numbers.
 _DIGESTS = re.compile(r"(-([0-9a-f]{8,}|\d+))+$")
 _TUPLE = re.compile(r"""^\(['"](.*?)['"],""")
+
+
+def check_key(key: object) -> None:
+    """Raise ``TypeError`` for what is no name of a task: frames carry plain data only, and would end the worker that is sent it."""
+    if type(key) is tuple:
+        for part in key:
+            check_key(part)
+    elif type(key) not in (str, int, float, bytes):
+        kind = type(key)
+        raise TypeError(
+            f"key: {key!r:.80} is a {kind.__module__}.{kind.__qualname__}; a key is a text, a number or bytes, or a tuple of them"
+        )
 
 
 def group_of(key: str) -> str:

@@ -1,0 +1,32 @@
+"""What a call that makes no sense is told, before anything of it is sent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from localdask import Client
+from localdask.errors import UsageError
+
+pytestmark = pytest.mark.shared
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "text"),
+    [
+        (lambda client: client.submit(abs, -1, priority="high"), UsageError, "priority='high'; it is a number"),
+        (lambda client: client.submit(abs, -1, retries="x"), UsageError, "retries='x'; it is a whole number"),
+        (lambda client: client.submit(abs, -1, workers=1.5), TypeError, "workers=1.5; give a worker's name"),
+        (lambda client: client.submit(abs, -1, key=object()), TypeError, "a key is a text, a number or bytes"),
+        (lambda client: client.map(abs, 3), TypeError, "map runs over iterables, and 3 is none"),
+        (lambda client: client.map(abs), TypeError, "map takes an iterable"),
+        (lambda client: client.map(abs, [1, 2], key=["a"]), ValueError, "2 calls and 1 keys"),
+        (lambda client: client.map(abs, [1], key=3), TypeError, "key=3; give a text"),
+    ],
+)
+def test_it_names_the_argument_and_the_mend(client: Client, call: Callable[[Client], Any], kind: type[Exception], text: str) -> None:
+    with pytest.raises(kind, match=text):
+        call(client)
+    assert client.submit(abs, -3).result(timeout=20) == 3
