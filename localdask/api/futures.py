@@ -532,6 +532,8 @@ class as_completed(Generic[R]):
 
     def add(self, future: Future[R]) -> None:
         """Wait for one more future."""
+        if not isinstance(future, Future):
+            raise TypeError(f"as_completed yields futures, and {future!r:.80} is none: give what submit, map or futures_of returned")
         self._n_out += 1
         self._client = future._client
         self._client._when_done(future._state, _Arrival(self._arrivals, future))

@@ -66,7 +66,8 @@ class Graph:
         from dask import _task_spec as kinds  # noqa: PLC0415 - an extra of the user's
 
         self._kinds = kinds
-        nodes: dict[Any, Any] = kinds.convert_legacy_graph(dict(dsk.__dask_graph__() if hasattr(dsk, "__dask_graph__") else dsk))
+        given = dict(dsk.__dask_graph__() if hasattr(dsk, "__dask_graph__") else dsk)
+        nodes: dict[Any, Any] = kinds.convert_legacy_graph(given)
         self._names: dict[Any, str] = {}
         self._aliases: dict[Any, Any] = {}
         self._given = dict(options)
@@ -76,6 +77,9 @@ class Graph:
         self.data: list[tuple[str, Any]] = []
         self._calls: dict[Any, Any] = {}
         asked = list(keys)
+        for key in asked:
+            if key not in given:
+                raise KeyError(f"{key!r} is no key of the graph")
         self._nodes = self._needed(nodes, asked)
         if _is_of_frames(dsk) and not self._annotations:
             self._nodes = self._joined(self._nodes, asked)

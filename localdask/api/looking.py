@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from localdask.api.control import worker_names
-from localdask.api.futures import futures_in, is_collection, parse_timeout
+from localdask.api.futures import Future, futures_in, is_collection, parse_timeout
+from localdask.system.keys import is_key
 
 
 def keys_of(futures: Any) -> list[str]:
@@ -19,7 +20,15 @@ def keys_of(futures: Any) -> list[str]:
         futures = futures_in(futures)
     if isinstance(futures, str) or not isinstance(futures, Iterable):
         futures = [futures]
-    return [future if isinstance(future, str) else future.key for future in futures]
+    return [_key_of(future) for future in futures]
+
+
+def _key_of(future: Any) -> Any:
+    if isinstance(future, Future):
+        return future.key
+    if is_key(future):
+        return future
+    raise TypeError(f"{future!r:.80} is no future and no key")
 
 
 class Looking:

@@ -12,7 +12,7 @@ from typing import Any
 
 from localdask import config, sizing
 from localdask.api.scattering import INLINE_MAX
-from localdask.errors import ConfigError
+from localdask.errors import ConfigError, UsageError
 from localdask.state.lifetimes import Lifetime
 from localdask.state.memory import read_steps
 
@@ -41,9 +41,21 @@ def worker_settings(
         "teardown_timeout_s": limits_s[1],
         "lifetime_tasks": lifetime.n_tasks,
         "lifetime_nbytes": lifetime.nbytes,
-        "env": dict(env or {}),
+        "env": _checked_env(env),
         "env_defaults": _env_defaults(),
     }
+
+
+def _checked_env(env: Mapping[str, str | None] | None) -> dict[str, str | None]:
+    """Return the variables that are given, as texts; refuse what a nanny could not set."""
+    try:
+        given = {name: None if value is None else str(value) for name, value in (env or {}).items()}
+    except AttributeError:
+        raise UsageError(f"env={env!r}; it is a mapping of environment variables to their values") from None
+    for name, value in given.items():
+        if not isinstance(name, str) or not name or "=" in name or "\0" in f"{name}{value}":
+            raise UsageError(f"env={env!r:.200}; {name!r} cannot be set in an environment: a name is a text without '='")
+    return given
 
 
 def _env_defaults() -> dict[str, str]:

@@ -37,6 +37,7 @@ from localdask.messages import (
 )
 from localdask.processes.questions import QUESTION_WORDS
 from localdask.processes.scheduler import Scheduler
+from localdask.system.keys import is_key
 from localdask.system.loop import Timer
 from localdask.system.sockets import Door, close_in_children
 from localdask.system.transport import Channel
@@ -218,20 +219,24 @@ def _is_text_list(keys: Any) -> bool:
     return type(keys) in (list, tuple) and all([type(key) is str for key in keys])
 
 
+def _are_keys(keys: Any) -> bool:
+    return type(keys) in (list, tuple) and all(map(is_key, keys))
+
+
 def _has_keys(word: Any) -> bool:
-    return _is_text_list(word.keys)
+    return _are_keys(word.keys)
 
 
 def _is_task(task: TaskSpec) -> bool:
     return (
-        type(task.key) is str
+        is_key(task.key)
         and type(task.arguments) is bytes
         and type(task.dependencies) is tuple
         and type(task.retries) is int
         and type(task.priority) in (int, float)
         and type(task.workers) is tuple
         and type(task.resources) is tuple
-        and (not task.dependencies or _is_text_list(task.dependencies))
+        and (not task.dependencies or _are_keys(task.dependencies))
         and (not task.workers or _is_text_list(task.workers))
         and all([type(row) is tuple and len(row) == 2 and type(row[0]) is str and type(row[1]) is float for row in task.resources])
     )
@@ -247,7 +252,7 @@ def _is_submission(word: SubmitTasks) -> bool:
 
 
 def _is_item(item: Any) -> bool:
-    return type(item) is tuple and len(item) == 3 and type(item[0]) is str and type(item[1]) in (bytes, tuple) and type(item[2]) is int
+    return type(item) is tuple and len(item) == 3 and is_key(item[0]) and type(item[1]) in (bytes, tuple) and type(item[2]) is int
 
 
 _SHAPES: dict[type, Callable[[Any], bool]] = {

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from localdask import Client
+from localdask import Client, LocalCluster, as_completed
 from localdask.errors import UsageError
 
 pytestmark = pytest.mark.shared
@@ -24,6 +24,12 @@ pytestmark = pytest.mark.shared
         (lambda client: client.map(abs), TypeError, "map takes an iterable"),
         (lambda client: client.map(abs, [1, 2], key=["a"]), ValueError, "2 calls and 1 keys"),
         (lambda client: client.map(abs, [1], key=3), TypeError, "key=3; give a text"),
+        (lambda client: as_completed([3]), TypeError, "as_completed yields futures, and 3 is none"),
+        (lambda client: client.who_has([object]), TypeError, "is no future and no key"),
+        (lambda client: client.get({"a": 1}, "b"), KeyError, "'b' is no key of the graph"),
+        (lambda client: LocalCluster(n_workers=1, env={3: "A"}), UsageError, "3 cannot be set in an environment"),
+        (lambda client: LocalCluster(n_workers=1, env={"A=B": "C"}), UsageError, "'A=B' cannot be set"),
+        (lambda client: LocalCluster(n_workers=1, env=3), UsageError, "env=3; it is a mapping"),  # type: ignore[arg-type]
     ],
 )
 def test_it_names_the_argument_and_the_mend(client: Client, call: Callable[[Client], Any], kind: type[Exception], text: str) -> None:

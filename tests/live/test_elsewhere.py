@@ -121,6 +121,15 @@ def test_it_is_a_whole_client(client: Client) -> None:
 
 
 @pytest.mark.shared
+@pytest.mark.parametrize("key", ["text", 3, 2.5, b"bytes", ("part", 0, ("deep", 1))], ids=str)
+def test_each_kind_of_key_travels(client: Client, key: Any) -> None:
+    future = client.submit(inc, 1, key=key)
+    assert future.key == key and client.submit(inc, future).result() == 3
+    assert list(client.who_has([future])) == [key]
+    client.cancel(future)
+    wait_until(lambda: future.status == "cancelled")
+
+
 def test_it_controls_as_one_beside_the_cluster(cluster: LocalCluster, client: Client) -> None:
     workers = {address: worker.pid for address, worker in cluster.scheduler.workers.items()}
     assert client.run(os.getpid) == workers
