@@ -25,6 +25,7 @@ METHODS = ["fork", "spawn"]
 
 #: No main guard, and everything that pickle alone could not carry: what it defines is in ``__main__``.
 CODE = """\
+import sys
 from dataclasses import dataclass
 from enum import Enum
 from localdask import Client, LocalCluster
@@ -52,7 +53,7 @@ assert client.submit(lambda: Color.RED).result() is Color.RED
 client.submit(lambda: print("from a worker")).result()
 client.close()
 cluster.close()
-print("done")
+sys.stdout.write("done\\n")  # in one piece: print writes the end of the line apart, and a worker's line may come between
 """
 
 
