@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 from localdask.dask_config import read_dask_files, read_dask_process, read_dask_variables
 from localdask.errors import ConfigError
 from localdask.layers import MISSING, Layer, look_up, merge, read_environment, read_folder, read_yaml, split_key
+from localdask.sizing import KEEP_FREED
 
 __all__ = ["DEFAULTS", "ConfiguredPreloads", "get", "items", "origin", "preloads", "refresh", "set"]
 
@@ -39,8 +40,7 @@ DEFAULTS: dict[str, Any] = {
         **_PRELOADS,
         "environ": {},
         "pre-spawn-environ": {
-            "MALLOC_MMAP_THRESHOLD_": 32 << 20,
-            "MALLOC_TRIM_THRESHOLD_": 64 << 20,
+            **KEEP_FREED,
             **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), 1),
         },
     },

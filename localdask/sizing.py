@@ -28,6 +28,7 @@ if sys.platform != "win32":
     import resource
 
 __all__ = [
+    "KEEP_FREED",
     "Machine",
     "WorkerPlan",
     "check_count",
@@ -43,6 +44,11 @@ __all__ = [
     "read_machine",
     "worker_memory",
 ]
+
+#: What has glibc keep what a task frees for the next task, by variables: arrays of up to 32 MiB lie in its heap, and 64 MiB of free
+#: memory at the heap's end stay. So it does by itself once so large an array was freed; before that, each task has its pages from the
+#: kernel anew. It reads them at an exec, and they hold for what is forked after that.
+KEEP_FREED = {"MALLOC_MMAP_THRESHOLD_": 32 << 20, "MALLOC_TRIM_THRESHOLD_": 64 << 20}
 
 _NO_LIMIT = 1 << 60  # cgroup v1 writes "no limit" as a huge number of pages
 _CGROUPS = "/sys/fs/cgroup"

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
+from typing import Any
 
 from localdask.errors import ClusterNotFoundError, UsageError
 from localdask.system.sockets import DoorEntry, find_doors
 
-__all__ = ["ELSEWHERE", "default_address", "find_cluster", "list_clusters", "socket_path"]
+__all__ = ["ELSEWHERE", "asks_for_default", "default_address", "find_cluster", "list_clusters", "socket_path"]
 
 #: How addresses of Dask's own clusters begin.
 ELSEWHERE = ("tcp://", "tls://", "ws://", "wss://", "ucx://")
@@ -38,6 +40,11 @@ def socket_path(address: str) -> str:
             f"Client({address!r}): localdask reaches clusters on this machine; localdask.connect({address!r}) reaches a Dask cluster"
         )
     return address if "/" in address else find_cluster(address).path
+
+
+def asks_for_default(address: Any, keywords: Mapping[str, Any]) -> bool:
+    """Whether a client was given no address, nor keywords of a new cluster; or ``"auto"``."""
+    return not keywords if address is None else isinstance(address, str) and address == "auto"
 
 
 def default_address(*, elsewhere: bool = False) -> str | None:

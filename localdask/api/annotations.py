@@ -62,8 +62,8 @@ def annotate(**options: Any) -> Iterator[None]:
         options["timeout"] = _checked_limit(options["timeout"])
     if "retry_on" in options:
         options["retry_on"] = _checked_errors(options["retry_on"])
-    TaskOptions(resources=options.get("resources"), retries=options.get("retries"), priority=options.get("priority") or 0)
-    worker_names(options.get("workers"))
+    own = {word: options[word] for word in ("workers", "resources", "retries", "priority") if options.get(word) is not None}
+    TaskOptions(**own)  # refuses now what a submission would
     token = present.set({**(present.get() or {}), **options})
     try:
         yield

@@ -133,7 +133,7 @@ class Client(
     ) -> None:
         self._owns_cluster = False
         address = take_client_words(address, kwargs) if kwargs else address
-        if (address is None and not kwargs) or (isinstance(address, str) and address == "auto"):
+        if addresses.asks_for_default(address, kwargs):
             address = default_cluster[-1] if default_cluster else addresses.default_address() or address
         if address is None:
             address = cluster_factory[0](**kwargs)

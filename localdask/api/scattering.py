@@ -90,7 +90,7 @@ class Scattering:
 
     def _scatter(self, value: Any, key: str | None, hash: bool) -> Future[Any]:
         header, buffers = codec.dumps_buffers(value, "the scattered value")
-        nbytes = len(header) + sum(buffer.nbytes for buffer in buffers)
+        nbytes = codec.nbytes_of(header, buffers)
         name = type(value).__name__
         if nbytes > INLINE_MAX and self._link.segments is not None:
             return self._store(name, header, buffers, key=key, is_shared=hash)
@@ -125,7 +125,7 @@ class Scattering:
                     self._stored[print_] = replace(known, is_argument=True)
                     self._link.post([AddData(self.id, [(state.key, known.payload, state.nbytes)], True)])
                 return future
-        nbytes = len(header) + sum(buffer.nbytes for buffer in buffers)
+        nbytes = codec.nbytes_of(header, buffers)
         if is_argument:
             self._make_room(nbytes)
         payload = self._link.segments.publish(header, buffers)

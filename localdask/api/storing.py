@@ -47,7 +47,7 @@ class Storing(Scattering):
             name = codec.function_name(func)
             header, buffers = codec.dumps_buffers(func, f"the function {name}")
             stored = self._store(name, header, buffers, is_argument=True)
-            self._keep(func, stored, _size(header, buffers))
+            self._keep(func, stored, codec.nbytes_of(header, buffers))
             return Function(f"stored-{stored.key}", name, codec.dumps(codec.call_stored)), (stored,)
 
     def _pack_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bytes, list[Any], tuple[Future[Any], ...]]:
@@ -79,7 +79,7 @@ class Storing(Scattering):
             if type(value) in (list, tuple):
                 return type(value)([self._stand_in(part, keeps, large_min) for part in value])
             return value
-        nbytes = _size(header, buffers)
+        nbytes = codec.nbytes_of(header, buffers)
         if nbytes <= large_min:
             return value
         stored = self._store(type(value).__name__, header, buffers, is_argument=True)
@@ -111,10 +111,6 @@ class Storing(Scattering):
             if surplus <= 0:
                 break
         self._release_dropped()
-
-
-def _size(header: bytes, buffers: list[memoryview]) -> int:
-    return len(header) + sum(buffer.nbytes for buffer in buffers)
 
 
 def _leave(client: weakref.ref[Storing], key: str, _ref: object) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from localdask.api.addresses import ELSEWHERE, default_address
+from localdask.api.addresses import ELSEWHERE, asks_for_default, default_address
 from localdask.api.annotations import present
 from localdask.api.client import Client, default_cluster
 from localdask.errors import UsageError
@@ -52,7 +52,7 @@ def connect(address: Any = None, **kwargs: Any) -> Any:
     --------
     >>> client = connect("tcp://10.0.0.5:8786")  # doctest: +SKIP
     """
-    if ((address is None and not kwargs) or (isinstance(address, str) and address == "auto")) and not default_cluster:
+    if asks_for_default(address, kwargs) and not default_cluster:
         address = default_address(elsewhere=True) or address
     if not isinstance(address, str) or not address.startswith(ELSEWHERE):
         return Client(address, **kwargs)

@@ -228,8 +228,8 @@ class Desk:
         except BaseException as raised:  # whatever the value's own code raises
             error = outcomes.dumps_error(raised, skip=2)
         with self._lock:
-            is_let_go = isinstance(payload, tuple) and self._published(key, value, payload)
-            self._intake.words.append(KeyPublished(key, payload, error, is_let_go))
+            is_spilled = isinstance(payload, tuple) and self._published(key, value, payload)
+            self._intake.words.append(KeyPublished(key, payload, error, is_spilled))
             self.flush()  # before the value goes, which takes a while
 
     def _published(self, key: str, value: Any, payload: SegmentPayload) -> bool:

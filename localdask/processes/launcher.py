@@ -20,10 +20,10 @@ import types
 from localdask.errors import StartError
 from localdask.messages import ForkNanny
 from localdask.processes import nanny
+from localdask.sizing import KEEP_FREED
 from localdask.system import codec, process
 from localdask.system.environment import note_environ
 from localdask.system.loop import Loop
-from localdask.system.memory import KEEP_FREED
 from localdask.system.transport import Channel
 
 #: How long nannies may take to end by themselves once the user's process is gone, in seconds.

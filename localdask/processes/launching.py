@@ -16,8 +16,8 @@ import time
 import weakref
 
 from localdask.messages import ForkNanny
+from localdask.sizing import KEEP_FREED
 from localdask.system import process
-from localdask.system.memory import KEEP_FREED
 from localdask.system.transport import Channel, channel_pair
 
 #: How long a launcher whose pipe ended may take to end, in seconds, before it is left to the next start.
@@ -75,7 +75,7 @@ def _living_launcher() -> Channel:
     # Nothing that an import makes is garbage, and looking for it takes a tenth of the start; the launcher enables it again.
     code = f"import gc, sys; gc.disable(); sys.path[:] = {_search_path()!r}; "
     code += f"from localdask.processes.launcher import main; main({its.fileno()})"
-    environ = {**KEEP_FREED, **os.environ}
+    environ = {**{name: str(nbytes) for name, nbytes in KEEP_FREED.items()}, **os.environ}
     _pid = process.spawn([sys.executable, "-c", code], pass_fds=[its.fileno()], environ=environ, new_session=True)
     its.close()
     _channel = ours

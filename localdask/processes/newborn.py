@@ -6,7 +6,6 @@ first touches take some milliseconds, and the user's process has other things to
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import sys
@@ -68,8 +67,7 @@ class Newborn:
     def discard(self) -> None:
         """End it: it is not needed after all."""
         self.child.kill()
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(self.child.pid, 0)
+        os.waitpid(self.child.pid, 0)
         self.child.close()
         self.board.close()
         self._close()

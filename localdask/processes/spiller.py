@@ -134,7 +134,7 @@ class Spiller:
         if folder is None:
             raise OSError(errno.ENOSPC, "this worker has no folder for large data")
         header, buffers = codec.dumps_buffers(value, f"the result {key!r}")
-        nbytes = len(header) + sum(buffer.nbytes for buffer in buffers)
+        nbytes = codec.nbytes_of(header, buffers)
         if not self._state.may_write(key, nbytes):
             text = f"worker.memory.max-spill ({format_bytes(self._max_spill or 0)}) is reached; results beyond it stay in memory"
             self._tell_once("max", text)

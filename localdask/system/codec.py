@@ -18,7 +18,7 @@ from __future__ import annotations
 import pickle
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from operator import is_
 from types import BuiltinFunctionType, CellType, CodeType, FunctionType, ModuleType
@@ -51,6 +51,7 @@ __all__ = [
     "loads",
     "loads_arguments",
     "loads_buffers",
+    "nbytes_of",
     "note_future",
     "warm",
 ]
@@ -501,7 +502,7 @@ def dumps_result(value: object, inline_max: int = 65536) -> tuple[bytes | None, 
         data = pickle.dumps(value, 5)
         return (data, len(data)) if len(data) <= inline_max else (None, len(data))
     header, large = _dumps_out_of_band(value, "the result", inline_max)
-    nbytes = len(header) + sum(buffer.nbytes for buffer in large)
+    nbytes = nbytes_of(header, large)
     return (header if not large and nbytes <= inline_max else None), nbytes
 
 
@@ -522,6 +523,11 @@ def dumps_buffers(obj: object, what: str = "the value") -> tuple[bytes, list[mem
     if type(obj) is bytes or type(obj) is bytearray:
         obj = _Large(obj)
     return _dumps_out_of_band(obj, what, _SMALL_BUFFER)
+
+
+def nbytes_of(header: bytes, buffers: Iterable[memoryview]) -> int:
+    """Return the size of a pickle with the buffers that are not in it."""
+    return len(header) + sum(buffer.nbytes for buffer in buffers)
 
 
 def dumps_watching(obj: object, what: str) -> tuple[bytes, list[memoryview], list[FutureLike]]:

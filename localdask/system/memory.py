@@ -8,12 +8,7 @@ from __future__ import annotations
 
 import sys
 
-__all__ = ["KEEP_FREED", "private_nbytes", "trim"]
-
-#: What has glibc keep what a task frees for the next task: arrays of up to 32 MiB lie in its heap, and 64 MiB of free memory at the
-#: heap's end stay. So it does by itself once so large an array was freed; before that, each task has its pages from the kernel anew.
-#: It is read from the environment at an exec, and holds for what is forked after that.
-KEEP_FREED = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(64 << 20)}
+__all__ = ["private_nbytes", "trim"]
 
 _IS_LINUX = sys.platform.startswith("linux")
 
