@@ -62,13 +62,20 @@ def annotate(**options: Any) -> Iterator[None]:
         options["timeout"] = _checked_limit(options["timeout"])
     if "retry_on" in options:
         options["retry_on"] = _checked_errors(options["retry_on"])
-    own = {word: options[word] for word in ("workers", "resources", "retries", "priority") if options.get(word) is not None}
-    TaskOptions(**own)  # refuses now what a submission would
+    _checked(*map(options.get, ("workers", "resources", "retries", "priority")))  # refuses now what a submission would
     token = present.set({**(present.get() or {}), **options})
     try:
         yield
     finally:
         present.reset(token)
+
+
+def _checked(
+    workers: Any, resources: Any, retries: Any, priority: Any
+) -> tuple[tuple[str, ...], tuple[tuple[str, float], ...], int, float]:
+    """Return how a task is to run as its word tells it; refuse what makes no sense."""
+    n_retries = check_count("retries", retries, " of runs after a failed one") or 0
+    return worker_names(workers), check_resources(resources), n_retries, check_priority(priority or 0)
 
 
 class TaskOptions:
@@ -89,12 +96,10 @@ class TaskOptions:
         allow_other_workers = allow_other_workers or here.get("allow_other_workers", False)
         if allow_other_workers and not workers:
             raise ValueError("allow_other_workers=True goes with workers=…; without it every worker is allowed already")
-        self.workers = worker_names(workers)
         self.allow_other_workers = bool(allow_other_workers)
         resources = here.get("resources") if resources is None else resources
-        self.resources = check_resources(resources)
-        self.retries = check_count("retries", here.get("retries") if retries is None else retries, " of runs after a failed one") or 0
-        self.priority = check_priority(priority or here.get("priority") or 0)
+        retries = here.get("retries") if retries is None else retries
+        self.workers, self.resources, self.retries, self.priority = _checked(workers, resources, retries, priority or here.get("priority"))
         self.limits = _limits(here)
         self.is_default = not (self.workers or self.resources or self.retries or self.priority or self.limits)
 

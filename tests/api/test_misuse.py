@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from localdask import Client, LocalCluster, as_completed
+from localdask import Client, LocalCluster, annotate, as_completed
 from localdask.errors import UsageError
 
 pytestmark = pytest.mark.shared
@@ -36,3 +36,15 @@ def test_it_names_the_argument_and_the_mend(client: Client, call: Callable[[Clie
     with pytest.raises(kind, match=text):
         call(client)
     assert client.submit(abs, -3).result(timeout=20) == 3
+
+
+def test_blocks_are_judged_each_for_itself(client: Client) -> None:
+    with annotate(allow_other_workers=True):
+        with annotate(retries=1):
+            assert client.submit(abs, -4, workers="w0").result(timeout=20) == 4
+        with annotate(workers="w0"):
+            assert client.submit(abs, -5).result(timeout=20) == 5
+        with pytest.raises(ValueError, match="goes with workers"):
+            client.submit(abs, -6)
+    with pytest.raises(UsageError, match="retries='x'"), annotate(retries="x"):
+        pass
