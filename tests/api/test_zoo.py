@@ -141,7 +141,7 @@ def keeper(shared_cluster: LocalCluster) -> Any:
         yield client
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(animal=ANIMALS | CAGES)
 def test_any_animal_comes_back_as_it_went(keeper: Client, animal: Any) -> None:
     assert_alike(keeper.submit(identity, animal, pure=False).result(), animal)

@@ -259,7 +259,7 @@ def test_a_module_in_the_working_directory_may_be_a_preload_and_hides_nothing(fo
 
 def test_nobody_reading_its_talk_stops_neither_its_start_nor_its_end(folder: Path) -> None:
     (folder / "loud.py").write_text(
-        "def dask_setup(worker):\n    for number in range(10_000):\n        print('x' * 100)\n    open('ready', 'w').close()\n"
+        "def dask_setup(worker):\n    for number in range(50_000):\n        print('x' * 100)\n    open('ready', 'w').close()\n"
     )
     with running("up", "-n", "1", "--preload", "loud.py", cwd=folder) as up:
         wait_until((folder / "ready").exists)

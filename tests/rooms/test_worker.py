@@ -1126,7 +1126,7 @@ def end_children_at_birth(n: int) -> list[int]:
 
 
 def test_a_signal_to_a_child_that_was_just_forked_is_not_lost(process_rig: Rig) -> None:
-    assert set(process_rig.result(process_rig.submit(end_children_at_birth, 40))) == {signal.SIGTERM}
+    assert set(process_rig.result(process_rig.submit(end_children_at_birth, 300))) == {signal.SIGTERM}
 
 
 # ── cost ─────────────────────────────────────────────────────────────────────

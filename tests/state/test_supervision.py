@@ -302,7 +302,7 @@ def test_every_cell_moves_ignores_or_refuses_as_the_table_says(phase: Phase) -> 
 def test_every_target_that_the_table_promises_is_reached_by_some_history() -> None:
     reached: set[tuple[Phase, type, Phase]] = set()
     for limits in (Limits(n_restarts_max=0), Limits(n_restarts_max=1), Limits(n_restarts_max=3)):
-        explore(World(limits), 5, reached)
+        explore(World(limits), 6, reached)
         takeover = World(limits)
         takeover.child.was_ready = True
         explore(takeover, 5, reached)
