@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # what type checkers read in place of __getattr__ below
     from localdask.api.actors import ActorFuture as ActorFuture
     from localdask.api.annotations import annotate as annotate
     from localdask.api.arrays import empty as empty
+    from localdask.api.as_completed import as_completed as as_completed
     from localdask.api.client import Client as Client
     from localdask.api.client import default_client as default_client
     from localdask.api.client import get_client as get_client
@@ -24,7 +25,6 @@ if TYPE_CHECKING:  # what type checkers read in place of __getattr__ below
     from localdask.api.collections import futures_of as futures_of
     from localdask.api.events import Event as Event
     from localdask.api.futures import Future as Future
-    from localdask.api.futures import as_completed as as_completed
     from localdask.api.futures import fire_and_forget as fire_and_forget
     from localdask.api.futures import wait as wait
     from localdask.api.multilocks import MultiLock as MultiLock
@@ -78,7 +78,7 @@ _PLACES = {
     "Variable": "localdask.api.variables",
     "WorkerPlugin": "localdask.preloads.plugins",
     "annotate": "localdask.api.annotations",
-    "as_completed": "localdask.api.futures",
+    "as_completed": "localdask.api.as_completed",
     "connect": "localdask.integrations.connect",
     "default_client": "localdask.api.client",
     "empty": "localdask.api.arrays",

@@ -142,6 +142,7 @@ STACKS: dict[str, tuple[tuple[str, ...], ...]] = {
             "portraits",
             "callbacks",
             "futures",
+            "as_completed",
             "asking",
             "actors",
             "handing",
