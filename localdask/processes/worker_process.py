@@ -98,7 +98,8 @@ class _Fork:
     _SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT})
 
     def __init__(self, worker: Worker) -> None:
-        self._worker = worker
+        #: None in a forked child, which forgot it.
+        self._worker: Worker | None = worker
         self._here = threading.local()
 
     def watch(self) -> None:
@@ -112,8 +113,10 @@ class _Fork:
         signal.pthread_sigmask(signal.SIG_SETMASK, self._here.mask)
 
     def _forget(self) -> None:
-        self._worker.forked()
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        worker, self._worker = self._worker, None
+        if worker is not None:  # else it is the child of a child, whose handlers are the user's own
+            worker.forked()
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         self._let_go()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -211,6 +212,22 @@ def test_a_task_runs_a_command(lone: Client) -> None:
         return subprocess.run([sys.executable, "-c", "print(6 * 7)"], check=True, capture_output=True, text=True).stdout
 
     assert lone.submit(command).result(timeout=60) == "42\n"
+
+
+def test_what_a_child_of_a_task_forks_keeps_its_handlers_and_hears_signals(lone: Client) -> None:
+    def fork_twice() -> tuple[bool, list[str]]:
+        read, write = os.pipe()
+        if os.fork() == 0:
+            signal.signal(signal.SIGTERM, handler := lambda signum, frame: None)
+            if os.fork() == 0:
+                blocked = sorted(signal.Signals(signum).name for signum in signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+                os.write(write, repr((signal.getsignal(signal.SIGTERM) is handler, blocked)).encode())
+            os._exit(0)
+        os.close(write)
+        with open(read) as file:
+            return eval(file.read())
+
+    assert lone.submit(fork_twice).result(timeout=60) == (True, [])
 
 
 def test_a_task_that_asks_to_be_rescheduled_runs_elsewhere_or_again(client: Client, tmp_path: Path) -> None:
