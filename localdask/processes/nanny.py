@@ -168,7 +168,8 @@ class Nanny:
         sys.stdout, sys.stderr = streams
 
     def _finish(self) -> None:
-        """Send what is left to say, for as long as somebody listens."""
+        """End what preloads and plugins started and did not end; send what is left to say, for as long as somebody listens."""
+        process.kill_orphans(())
         self._send_lines()
         deadline = time.monotonic() + 0.5
         while not self._channel.flush() and time.monotonic() < deadline:
@@ -361,6 +362,7 @@ class Nanny:
         newborn, self._newborn = self._newborn, None
         place = None if newborn is None else (self._begin.environ, changes, self._begin.cwd, self._begin.sys_path)
         if newborn is None:
+            self._started_before = process.children()
             newborn = Newborn(by_spawn=self._settings.get("method") == "spawn")
         child = newborn.child
         mine = self._worker = _WorkerProcess(life, newborn)
@@ -409,10 +411,16 @@ class Nanny:
                 self._say(word)
 
     def _look_at_children(self) -> None:
-        """Where there is no pidfd, SIGCHLD says that a child may have ended."""
+        """SIGCHLD came: collect what tasks left behind, and where there is no pidfd see whether the worker ended."""
         mine = self._worker
-        if mine is not None and mine.child.fileno() < 0 and mine.child.poll() is not None:
-            self._worker_ended(mine)
+        if mine is not None:
+            process.reap_orphans({mine.child.pid, *self._own_children()})
+            if mine.child.fileno() < 0 and mine.child.poll() is not None:
+                self._worker_ended(mine)
+
+    def _own_children(self) -> frozenset[int]:
+        """What preloads and plugins of this nanny started. All other children are its worker's, inherited as a subreaper."""
+        return self._started_before | process.children(os.getsid(0))
 
     def _worker_ended(self, mine: _WorkerProcess) -> None:
         if self._worker is not mine:
@@ -421,7 +429,7 @@ class Nanny:
         self._memory.end()
         mine.child.kill_session()
         ended = mine.child.poll() or process.ExitStatus(None)
-        process.kill_orphans(self._own_children)
+        process.kill_orphans(self._own_children())
         if mine.child.fileno() >= 0:
             self._loop.remove_reader(mine.child.fileno())
         self._loop.remove_reader(mine.channel.fileno())
@@ -442,7 +450,7 @@ class Nanny:
         )
         self._step(sv.ChildExited(mine.life, word, blameless=bool(executing)))
 
-    _own_children: frozenset[int] = frozenset()
+    _started_before: frozenset[int] = frozenset()
     _was_told_why = False
     _last_word: WorkerDown = WorkerDown(0, ExitWord.CRASHED.value, 0, (), 0, ())
 

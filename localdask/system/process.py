@@ -40,6 +40,7 @@ __all__ = [
     "STACKS_SIGNAL",
     "Child",
     "ExitStatus",
+    "children",
     "close_other_descriptors",
     "explain_status",
     "fork",
@@ -48,7 +49,6 @@ __all__ = [
     "n_threads",
     "open_pidfd",
     "reap_orphans",
-    "reap_session",
     "send_if_handled",
     "set_parent_death_signal",
     "set_subreaper",
@@ -563,29 +563,14 @@ def kill_session(sid: int, timeout_s: float = _KILL_S) -> list[int]:
     return _kill_all(lambda: [sighting for sighting in _members(sid) if is_member(sighting)], is_member, timeout_s)
 
 
-def reap_session(sid: int) -> list[int]:
-    """Collect the ended children of this process that belong to a session, but not its leader; return their pids."""
-    own = os.getpid()
-    ended = [sighting.pid for sighting in _members(sid) if sighting.parent == own and sighting.is_zombie]
-    return [pid for pid in ended if pid != sid and _reap(pid)]
+def children(sid: int | None = None) -> frozenset[int]:
+    """Return the pids of this process's children, ended ones too; with ``sid`` only of those in that session."""
+    return frozenset(sighting.pid for sighting in _children() if sid is None or sighting.session == sid)
 
 
 def reap_orphans(keep: Collection[int]) -> list[int]:
-    """Collect ended children of this process but those in ``keep``, and return their pids; for a subreaper, now and then.
-
-    An ended child that is in ``keep`` hides those behind it until it is polled.
-    """
-    reaped: list[int] = []
-    if sys.platform != "linux":
-        return reaped  # nobody inherits there
-    while True:
-        try:
-            found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        except ChildProcessError:
-            return reaped
-        if found is None or found.si_pid in keep or not _reap(found.si_pid):
-            return reaped
-        reaped.append(found.si_pid)
+    """Collect ended children of this process but those in ``keep``, and return their pids; for a subreaper, at each SIGCHLD."""
+    return [sighting.pid for sighting in _children() if sighting.is_zombie and sighting.pid not in keep and _reap(sighting.pid)]
 
 
 def kill_orphans(keep: Collection[int], timeout_s: float = _KILL_S) -> list[int]:

@@ -130,6 +130,46 @@ def test_a_replacement_has_its_preloads_set_up_before_its_first_task(tmp_path: P
         assert client.submit(look, pure=False).result() == ("set up", 2)
 
 
+def test_what_a_nannys_preload_started_goes_on_when_its_worker_dies(tmp_path: Path) -> None:
+    preload = tmp_path / "companions.py"
+    preload.write_text(
+        "import subprocess\n"
+        "def dask_setup(nanny):\n"
+        "    nanny.started = [subprocess.Popen(['sleep', '1000'], start_new_session=alone) for alone in (False, True)]\n"
+        f"    open({str(tmp_path / 'pids')!r}, 'w').write(' '.join(str(child.pid) for child in nanny.started))\n"
+        "def dask_teardown(nanny):\n"
+        "    for child in nanny.started:\n"
+        "        child.kill()\n"
+        "        child.wait()\n"
+    )
+    with LocalCluster(n_workers=1, threads_per_worker=1, preload_nanny=str(preload)) as cluster:
+        companions = [psutil.Process(int(pid)) for pid in (tmp_path / "pids").read_text().split()]
+        before = worker_pids(cluster)
+        kill(before["w0"])
+        wait_for_replacement(cluster, before)
+        assert [companion.status() for companion in companions] == [psutil.STATUS_SLEEPING] * 2
+    assert not any(companion.is_running() for companion in companions)
+
+
+def test_orphans_of_tasks_that_ended_are_collected_while_their_worker_lives() -> None:
+    def leave_orphan(number: int) -> int:
+        read, write = os.pipe()
+        parent = os.fork()
+        if parent == 0:
+            if os.fork() == 0:
+                if number % 2:
+                    os.setsid()
+                os.write(write, str(os.getpid()).encode())
+            os._exit(0)
+        os.waitpid(parent, 0)
+        return int(os.read(read, 100))
+
+    with LocalCluster(n_workers=1, threads_per_worker=1) as cluster, Client(cluster) as client:
+        orphans = client.gather(client.map(leave_orphan, range(4)))
+        wait_until(lambda: not any(psutil.pid_exists(orphan) for orphan in orphans))
+        assert all(handle.n_restarts == 0 for handle in cluster.workers.values())
+
+
 def test_a_worker_that_dies_again_and_again_when_idle_is_given_up_and_told() -> None:
     told: list[str] = []
     with LocalCluster(n_workers=1, threads_per_worker=1, on_event=lambda kind, **fields: told.append(kind)) as cluster:

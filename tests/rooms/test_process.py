@@ -31,7 +31,7 @@ import json, os, select, signal, sys, threading, time
 sys.path.insert(0, {root!r})
 from localdask.errors import StartError, UsageError
 from localdask.system import process
-from localdask.system.process import Child, fork, kill_orphans, kill_session, reap_orphans, reap_session
+from localdask.system.process import Child, children, fork, kill_orphans, kill_session, reap_orphans
 from localdask.system.process import set_parent_death_signal, set_subreaper
 
 def wait_until(condition):
@@ -582,11 +582,13 @@ def test_the_ended_of_a_session_are_collected_but_not_its_leader():
         wait_until(lambda: not is_alive(leader))
         other = fork(lambda: None)
         wait_until(lambda: not is_alive(other))
-        say(reap_session(leader))
+        say(len(children(leader)))
+        say(children() - children(leader) == {other})
+        say(reap_orphans({leader, other}))
         os.close(write)
         reaped = []
-        wait_until(lambda: reaped.extend(reap_session(leader)) or len(reaped) == 3)
+        wait_until(lambda: reaped.extend(reap_orphans({leader, other})) or len(reaped) == 3)
         say(leader in reaped or other in reaped)
         say(wait_for(leader))
         say(wait_for(other))
-    """) == [[], False, "exit code 0", "exit code 0"]
+    """) == [4, True, [], False, "exit code 0", "exit code 0"]
