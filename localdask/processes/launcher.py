@@ -24,6 +24,7 @@ from localdask.sizing import KEEP_FREED
 from localdask.system import codec, process
 from localdask.system.environment import note_environ
 from localdask.system.loop import Loop
+from localdask.system.sessions import kill_session
 from localdask.system.transport import Channel
 
 #: How long nannies may take to end by themselves once the user's process is gone, in seconds.
@@ -94,7 +95,7 @@ class Launcher:
 
     def _end_the_rest(self) -> None:
         for pid in self._pids:
-            process.kill_session(pid)
+            kill_session(pid)
         self._loop.stop()
 
 

@@ -20,9 +20,9 @@ from localdask.messages import MemoryPressed, WorkerPaused, WorkerResumed
 from localdask.sizing import format_bytes, read_oom_kills
 from localdask.state.memory import BUSY_LOOK_S, Act, Pressure, Steps, is_kernels_kill
 from localdask.system.board import note_unwatched, read_board
+from localdask.system.child import Child
 from localdask.system.loop import Loop, Timer
 from localdask.system.memory import private_nbytes
-from localdask.system.process import Child
 
 __all__ = ["MemoryWatch"]
 

@@ -37,9 +37,11 @@ from localdask.processes import launching
 from localdask.processes.generation_words import VOTE_WORDS
 from localdask.records import replace
 from localdask.state import supervision as sv
-from localdask.system import outcomes, process
+from localdask.system import outcomes
+from localdask.system.child import Child, explain_status
 from localdask.system.descriptors import close_all
 from localdask.system.loop import Loop, Timer
+from localdask.system.sessions import kill_session
 from localdask.system.transport import Channel
 
 #: What a nanny may take beyond the grace it was given: it has a worker to force.
@@ -119,7 +121,7 @@ class NannyHandle:
         self._ahead = ahead if ahead is not None else []
         self._channel: Channel | None = None
         self._private: launching.PrivatePipe | None = None
-        self._process: process.Child | None = None
+        self._process: Child | None = None
         self._timer: Timer | None = None
         self._was_told_why = False
         self._was_killed = False
@@ -212,7 +214,7 @@ class NannyHandle:
         self._was_killed = True
         for pid in (self.worker_pid, self.pid):
             if pid is not None:
-                process.kill_session(pid)
+                kill_session(pid)
 
     # ── supervision of the nanny itself ──────────────────────────────────────
 
@@ -332,7 +334,7 @@ class NannyHandle:
         self.pid = word.pid
         try:
             # It spoke a moment ago and nobody but the launcher can have collected it: the number is still its own.
-            self._process = process.Child(word.pid)
+            self._process = Child(word.pid)
         except OSError as error:
             self._refuse(error)
             self._ended(self._channel, self._child.life)
@@ -347,7 +349,7 @@ class NannyHandle:
         if self._was_killed and self.is_ending:
             word = replace(word, word=ExitWord.ASKED.value)  # who forces the end expects it
         self.worker_pid = None
-        self.last_event = f"died: {process.explain_status(word.status)}"
+        self.last_event = f"died: {explain_status(word.status)}"
         self.n_restarts += word.word != ExitWord.ASKED.value
         self._keeper.worker_down(self, word)
 

@@ -56,8 +56,9 @@ from localdask.processes.output import CapturedStream, LastLines, LineWriter, Ou
 from localdask.processes.plugin_words import PLUGIN_WORDS, PluginWords
 from localdask.state import supervision as sv
 from localdask.state.memory import steps_of
-from localdask.system import outcomes, process
+from localdask.system import outcomes, process, sessions
 from localdask.system.board import read_board
+from localdask.system.child import ExitStatus, explain_status
 from localdask.system.environment import change_environ, take_place
 from localdask.system.loop import Loop, Timer
 from localdask.system.transport import Channel
@@ -169,7 +170,7 @@ class Nanny:
 
     def _finish(self) -> None:
         """End what preloads and plugins started and did not end; send what is left to say, for as long as somebody listens."""
-        process.kill_orphans(())
+        sessions.kill_orphans(())
         self._send_lines()
         deadline = time.monotonic() + 0.5
         while not self._channel.flush() and time.monotonic() < deadline:
@@ -319,7 +320,7 @@ class Nanny:
     def _report_failed(self, command: sv.ReportFailed) -> None:
         if not self._was_told_why:
             down = self._last_word
-            ended = process.explain_status(down.status)
+            ended = explain_status(down.status)
             text = f"worker {self.worker_name} ended during its start by {ended}, before any task"
             if command.word is ExitWord.HUNG:
                 limit_s = self._settings["setup_timeout_s"]
@@ -362,7 +363,7 @@ class Nanny:
         newborn, self._newborn = self._newborn, None
         place = None if newborn is None else (self._begin.environ, changes, self._begin.cwd, self._begin.sys_path)
         if newborn is None:
-            self._started_before = process.children()
+            self._started_before = sessions.children()
             newborn = Newborn(by_spawn=self._settings.get("method") == "spawn")
         child = newborn.child
         mine = self._worker = _WorkerProcess(life, newborn)
@@ -414,13 +415,13 @@ class Nanny:
         """SIGCHLD came: collect what tasks left behind, and where there is no pidfd see whether the worker ended."""
         mine = self._worker
         if mine is not None:
-            process.reap_orphans({mine.child.pid, *self._own_children()})
+            sessions.reap_orphans({mine.child.pid, *self._own_children()})
             if mine.child.fileno() < 0 and mine.child.poll() is not None:
                 self._worker_ended(mine)
 
     def _own_children(self) -> frozenset[int]:
         """What preloads and plugins of this nanny started. All other children are its worker's, inherited as a subreaper."""
-        return self._started_before | process.children(os.getsid(0))
+        return self._started_before | sessions.children(os.getsid(0))
 
     def _worker_ended(self, mine: _WorkerProcess) -> None:
         if self._worker is not mine:
@@ -428,8 +429,8 @@ class Nanny:
         self._read_worker(mine)
         self._memory.end()
         mine.child.kill_session()
-        ended = mine.child.poll() or process.ExitStatus(None)
-        process.kill_orphans(self._own_children())
+        ended = mine.child.poll() or ExitStatus(None)
+        sessions.kill_orphans(self._own_children())
         if mine.child.fileno() >= 0:
             self._loop.remove_reader(mine.child.fileno())
         self._loop.remove_reader(mine.channel.fileno())

@@ -13,6 +13,7 @@ import sys
 from localdask.processes import worker_process
 from localdask.system import process
 from localdask.system.board import map_board, open_board
+from localdask.system.child import Child
 from localdask.system.transport import channel_pair
 
 __all__ = ["Newborn"]
@@ -62,7 +63,7 @@ class Newborn:
             lower.close()
             os.close(its_out)
             os.close(its_err)
-        self.child = process.Child(pid)
+        self.child = Child(pid)
 
     def discard(self) -> None:
         """End it: it is not needed after all."""

@@ -21,7 +21,7 @@ from localdask.processes.reloading import Reloader
 from localdask.processes.retiring import Retirements
 from localdask.processes.scheduler import Scheduler
 from localdask.processes.thread_workers import ThreadHandle
-from localdask.system.process import explain_status
+from localdask.system.child import explain_status
 from localdask.system.transport import MemoryChannel
 
 __all__ = ["Supervisor"]

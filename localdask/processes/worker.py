@@ -44,8 +44,8 @@ from localdask.processes.scratch import Scratch
 from localdask.processes.spiller import HeldValues, Spiller
 from localdask.processes.surroundings import Surroundings
 from localdask.system.board import private_board
-from localdask.system.process import kill_orphans
 from localdask.system.segments import SegmentFolder
+from localdask.system.sessions import kill_orphans
 from localdask.system.transport import AnyChannel
 
 __all__ = ["EXIT_LOST_PARENT", "Worker", "end_process"]

@@ -1,9 +1,9 @@
-"""Starting processes, seeing them end, and ending everything they started.
+"""Starting processes, and telling the kernel what is to become of them.
 
 The launcher forks nannies, a nanny starts its worker, and the user's process execs the
-launcher; all of them by the calls in this room, and nothing else in the package starts
-or kills. What to do when (how long to wait between SIGTERM and SIGKILL, whether to
-start again) is decided elsewhere; here is only the doing. Nothing here starts a thread.
+launcher, all by ``fork`` and ``spawn``. How one of them ends is seen by ``system/child.py``, and
+``system/sessions.py`` ends all that it started. When to start, ask and force is decided in
+``state/supervision.py``. Nothing here starts a thread.
 
 Why a fork needs a process with one thread: a lock that another thread holds at that
 moment stays locked in the child for ever. ``fork`` counts and refuses; ``spawn`` is
@@ -12,11 +12,6 @@ safe with threads.
 Why the signals are blocked around a fork: between the fork and its first own line the
 child still has its parent's handlers, and the parent's wake-up pipe. A signal then
 would be told to the parent's loop, and be lost to the child.
-
-Why sessions: each worker leads one, and everything that it starts is in it, whatever
-process groups are made, unless it makes a session of its own. Such a runaway comes back
-to the nanny when its parent dies, because the nanny is a subreaper (Linux only), and
-``kill_orphans`` ends it.
 """
 
 from __future__ import annotations
@@ -25,7 +20,6 @@ import _signal  # type: ignore[import-not-found]  # its numbers are plain: an en
 import errno
 import functools
 import os
-import select
 import signal
 import sys
 import threading
@@ -33,23 +27,16 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from localdask.errors import StartError, UsageError
-from localdask.records import record
+from localdask.errors import StartError
 
 __all__ = [
     "STACKS_SIGNAL",
-    "Child",
-    "ExitStatus",
-    "children",
     "close_other_descriptors",
-    "explain_status",
     "fork",
-    "kill_orphans",
-    "kill_session",
     "n_threads",
     "open_pidfd",
-    "reap_orphans",
     "send_if_handled",
+    "send_signal",
     "set_parent_death_signal",
     "set_subreaper",
     "spawn",
@@ -65,11 +52,7 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 #: A thread that was joined is still counted by the kernel for a moment; so long a fork waits for it.
 _THREAD_GONE_S = 0.1
-#: How long killed processes may take to vanish before they are reported as left.
-_KILL_S = 2.0
-#: Pauses between looks at processes that are on their way out.
-_FIRST_PAUSE_S = 0.0005
-_LONGEST_PAUSE_S = 0.02
+_PAUSE_S = 0.0005
 #: Exit code of a forked child whose function raised; BSD's word for an error inside the software.
 _EXIT_RAISED = 70
 
@@ -132,7 +115,7 @@ def _refuse_threads() -> None:
                 f"process {os.getpid()} has {n} threads, and a fork would copy the locks they hold without them: "
                 "start this process by spawn, or the threads after the fork"
             )
-        time.sleep(_FIRST_PAUSE_S)
+        time.sleep(_PAUSE_S)
 
 
 def _live_as_child(child: Callable[[], object], mask: Iterable[int]) -> None:
@@ -310,291 +293,9 @@ def open_pidfd(pid: int) -> int | None:
         return None
 
 
-def _send_signal(pid: int, pidfd: int | None, signum: int) -> None:
+def send_signal(pid: int, pidfd: int | None, signum: int) -> None:
     """Send a signal, by the pidfd where there is one: it never means a stranger that got the number since."""
     if sys.platform == "linux" and pidfd is not None:
         signal.pidfd_send_signal(pidfd, signum)
     else:
         os.kill(pid, signum)
-
-
-def explain_status(status: int | None) -> str:
-    """Return a wait status in words: ``SIGKILL``, ``exit code 3``."""
-    if status is None:
-        return "an end that nobody saw"
-    if not os.WIFSIGNALED(status):
-        return f"exit code {os.waitstatus_to_exitcode(status)}"
-    number = os.WTERMSIG(status)
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
-
-
-@record(frozen=True)
-class ExitStatus:
-    """How a process ended.
-
-    Attributes
-    ----------
-    status : int or None
-        As from ``waitpid``; None of a process that was not our child.
-    peak_rss : int
-        The largest resident memory in bytes, of it or one of its own children; 0 when unknown.
-    """
-
-    status: int | None
-    peak_rss: int = 0
-
-    @property
-    def text(self) -> str:
-        """The end in words."""
-        return explain_status(self.status)
-
-    @property
-    def signal(self) -> int | None:
-        """The signal that ended it, if one did."""
-        return os.WTERMSIG(self.status) if self.status is not None and os.WIFSIGNALED(self.status) else None
-
-    @property
-    def code(self) -> int | None:
-        """The exit code, if it exited."""
-        return os.WEXITSTATUS(self.status) if self.status is not None and os.WIFEXITED(self.status) else None
-
-
-class Child:
-    """A process of ours: a child, or a descendant that a process between us forked.
-
-    ``fileno`` can be read once it ended. Then call ``kill_session`` if it led one, and ``poll`` after that: as long as
-    nobody polled, no stranger gets its number.
-
-    Parameters
-    ----------
-    pid : int
-        Its number. For a descendant that is no child of ours, only numbers that cannot have been given away since.
-    pidfd : int, optional
-        A pidfd of it, owned by this object from now on; opened if not given.
-    """
-
-    def __init__(self, pid: int, pidfd: int | None = None) -> None:
-        self.pid = pid
-        self._pidfd = open_pidfd(pid) if pidfd is None else pidfd
-        self._exit: ExitStatus | None = None
-
-    def __repr__(self) -> str:
-        return f"<Child {self.pid} {'runs' if self._exit is None else self._exit.text}>"
-
-    def fileno(self) -> int:
-        """Return the pidfd, or -1 where there is none (then poll at each SIGCHLD)."""
-        return -1 if self._pidfd is None else self._pidfd
-
-    def poll(self) -> ExitStatus | None:
-        """Return how it ended, or None while it runs. The first answer collects it."""
-        if self._exit is None:
-            try:
-                pid, status, usage = os.wait4(self.pid, os.WNOHANG)
-            except ChildProcessError:
-                if self._is_gone():
-                    self._exit = ExitStatus(None)
-            else:
-                if pid:
-                    self._exit = ExitStatus(status, usage.ru_maxrss * (1024 if _IS_LINUX else 1))
-        return self._exit
-
-    def _is_gone(self) -> bool:
-        """Whether a process that is not our child has ended."""
-        if self._pidfd is not None:
-            ended = select.poll()
-            ended.register(self._pidfd, select.POLLIN)
-            return bool(ended.poll(0))
-        try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return True
-        return False
-
-    def terminate(self) -> None:
-        """Ask it to end (SIGTERM); harmless when it has."""
-        self._send(signal.SIGTERM)
-
-    def kill(self) -> None:
-        """End it (SIGKILL), stopped or not; harmless when it has ended."""
-        self._send(signal.SIGKILL)
-
-    def _send(self, signum: int) -> None:
-        if self._exit is not None:
-            return
-        try:
-            _send_signal(self.pid, self._pidfd, signum)
-        except ProcessLookupError:
-            return  # it ended by itself
-
-    def kill_session(self) -> list[int]:
-        """End it and everything in the session it leads; return the pids of what is left, normally none."""
-        self.kill()
-        return kill_session(self.pid)
-
-    def close(self) -> None:
-        """Let go of the pidfd; the process stays as it is."""
-        pidfd, self._pidfd = self._pidfd, None
-        if pidfd is not None:
-            os.close(pidfd)
-
-
-# ── many processes ───────────────────────────────────────────────────────────
-
-
-@record(frozen=True)
-class _Sighting:
-    """One process as it was a moment ago."""
-
-    pid: int
-    parent: int
-    session: int
-    is_zombie: bool
-
-
-def _pids() -> list[int]:
-    """Return the number of every process that can be seen."""
-    if _IS_LINUX:
-        return [int(name) for name in os.listdir("/proc") if name.isdigit()]
-    import psutil  # noqa: PLC0415
-
-    return psutil.pids()
-
-
-def _look_at(pid: int) -> _Sighting | None:
-    """Return what the kernel says about a process; None when there is none of that number."""
-    if not _IS_LINUX:
-        return _look_with_psutil(pid)
-    try:
-        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
-            text = file.read(1024)
-    except OSError:
-        return None
-    # The name in parentheses may itself hold spaces and parentheses.
-    state, parent, _group, session = text.rpartition(b")")[2].split(None, 4)[:4]
-    return _Sighting(pid, int(parent), int(session), state in (b"Z", b"X"))
-
-
-def _look_with_psutil(pid: int) -> _Sighting | None:
-    import psutil  # noqa: PLC0415
-
-    try:
-        process = psutil.Process(pid)
-        return _Sighting(pid, process.ppid(), os.getsid(pid), process.status() == psutil.STATUS_ZOMBIE)
-    except (OSError, psutil.Error):
-        return None
-
-
-def _members(sid: int) -> list[_Sighting]:
-    """Return the processes of a session, zombies too. One system call for each process there is, and a closer look at members only."""
-    sightings: list[_Sighting] = []
-    for pid in _pids():
-        try:
-            is_member = os.getsid(pid) == sid
-        except OSError:
-            continue  # gone since
-        if is_member and (sighting := _look_at(pid)) is not None:
-            sightings.append(sighting)
-    return sightings
-
-
-def _children() -> list[_Sighting]:
-    """Return the children of this process, zombies too."""
-    own = os.getpid()
-    pids: list[int] = []
-    try:
-        for task in os.listdir("/proc/self/task"):
-            with open(f"/proc/self/task/{task}/children", "rb") as file:
-                pids += map(int, file.read().split())
-    except OSError:
-        pids = _pids()  # a kernel built without these lists, or another system
-    return [sighting for pid in pids if (sighting := _look_at(pid)) is not None and sighting.parent == own]
-
-
-def _kill_all(find: Callable[[], list[_Sighting]], is_still: Callable[[_Sighting], bool], timeout_s: float) -> list[int]:
-    """Kill what ``find`` finds, again and again until it finds nothing or time is up; return the pids of what is left.
-
-    Again, because what is killed may have forked after the look; and nothing must be found twice in a row, because what
-    forks and ends at once may hop from the part of the list that is still to be read to the part that is done.
-    """
-    deadline = time.monotonic() + timeout_s
-    pause_s = _FIRST_PAUSE_S
-    n_empty = 0
-    while n_empty < 2:
-        found = find()
-        if not found:
-            n_empty += 1
-            continue
-        n_empty = 0
-        if time.monotonic() > deadline:
-            return [sighting.pid for sighting in found]
-        for sighting in found:
-            _kill_if(sighting, is_still)
-        time.sleep(pause_s)
-        pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
-    return []
-
-
-def _kill_if(sighting: _Sighting, is_still: Callable[[_Sighting], bool]) -> None:
-    """Kill a process, if it is the one that was meant and not a stranger that got its number since."""
-    pidfd = open_pidfd(sighting.pid)
-    try:
-        now = _look_at(sighting.pid)
-        if now is None or not is_still(now):
-            return
-        _send_signal(sighting.pid, pidfd, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        return  # gone, or it became another user's; the next look tells
-    finally:
-        if pidfd is not None:
-            os.close(pidfd)
-
-
-def kill_session(sid: int, timeout_s: float = _KILL_S) -> list[int]:
-    """Kill every process of a session, in whatever group, until none runs; return the pids of what is left, normally none."""
-    if sid <= 1 or sid == os.getsid(0):
-        raise UsageError(f"session {sid} is this process's own, or the system's: only a worker's session can be ended")
-
-    def is_member(sighting: _Sighting) -> bool:
-        return sighting.session == sid and not sighting.is_zombie
-
-    return _kill_all(lambda: [sighting for sighting in _members(sid) if is_member(sighting)], is_member, timeout_s)
-
-
-def children(sid: int | None = None) -> frozenset[int]:
-    """Return the pids of this process's children, ended ones too; with ``sid`` only of those in that session."""
-    return frozenset(sighting.pid for sighting in _children() if sid is None or sighting.session == sid)
-
-
-def reap_orphans(keep: Collection[int]) -> list[int]:
-    """Collect ended children of this process but those in ``keep``, and return their pids; for a subreaper, at each SIGCHLD."""
-    return [sighting.pid for sighting in _children() if sighting.is_zombie and sighting.pid not in keep and _reap(sighting.pid)]
-
-
-def kill_orphans(keep: Collection[int], timeout_s: float = _KILL_S) -> list[int]:
-    """Kill and collect all children of this process but those in ``keep``, and what a subreaper inherits from them.
-
-    Returns the pids of what is left, normally none.
-    """
-    own = os.getpid()
-
-    def is_orphan(sighting: _Sighting) -> bool:
-        return sighting.parent == own and sighting.pid not in keep
-
-    def find() -> list[_Sighting]:
-        orphans = [sighting for sighting in _children() if is_orphan(sighting)]
-        for sighting in orphans:
-            if sighting.is_zombie:
-                _reap(sighting.pid)
-        return orphans  # the collected too: what they left behind is to be found at the next look
-
-    return _kill_all(find, is_orphan, timeout_s)
-
-
-def _reap(pid: int) -> bool:
-    try:
-        return os.waitpid(pid, os.WNOHANG)[0] == pid
-    except ChildProcessError:
-        return False

@@ -15,7 +15,7 @@ from localdask.processes import memory_watch
 from localdask.processes.memory_watch import MemoryWatch
 from localdask.state.memory import BUSY_LOOK_S, IDLE_LOOK_S, Steps
 from localdask.system.board import SLOTS, map_board, open_board
-from localdask.system.process import Child
+from localdask.system.child import Child
 
 
 @pytest.mark.parametrize(

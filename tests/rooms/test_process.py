@@ -20,8 +20,10 @@ from typing import Any
 import pytest
 
 from localdask.errors import StartError, UsageError
-from localdask.system import process
-from localdask.system.process import Child, ExitStatus, explain_status, kill_session, open_pidfd, spawn
+from localdask.system import process, sessions
+from localdask.system.child import Child, ExitStatus, explain_status
+from localdask.system.process import open_pidfd, spawn
+from localdask.system.sessions import kill_session
 from tests.conftest import wait_until
 
 ROOT = str(Path(__file__).parents[2])
@@ -30,9 +32,10 @@ PRELUDE = """
 import json, os, select, signal, sys, threading, time
 sys.path.insert(0, {root!r})
 from localdask.errors import StartError, UsageError
-from localdask.system import process
-from localdask.system.process import Child, children, fork, kill_orphans, kill_session, reap_orphans
-from localdask.system.process import set_parent_death_signal, set_subreaper
+from localdask.system import process, sessions
+from localdask.system.child import Child
+from localdask.system.process import fork, set_parent_death_signal, set_subreaper
+from localdask.system.sessions import children, kill_orphans, kill_session, reap_orphans
 
 def wait_until(condition):
     deadline = time.monotonic() + 20
@@ -348,7 +351,7 @@ def test_nobody_is_signalled_by_the_number_of_a_collected_child(children, monkey
     child = Child(spawn(quick("pass")))
     children.append(child)
     ended(child)
-    monkeypatch.setattr(process, "_send_signal", lambda *_: pytest.fail("the number may be a stranger's"))
+    monkeypatch.setattr(sessions, "send_signal", lambda *_: pytest.fail("the number may be a stranger's"))
     child.kill()
     child.terminate()
 
@@ -469,7 +472,7 @@ def test_a_session_that_forks_all_the_time_ends():
         child = Child(fork(lead))
         os.read(read, 1)
         say(child.kill_session())
-        say([sighting.pid for sighting in process._members(child.pid) if not sighting.is_zombie])
+        say([sighting.pid for sighting in sessions._members(child.pid) if not sighting.is_zombie])
         wait_until(child.poll)
     """) == [[], []]
 
@@ -499,15 +502,15 @@ def test_what_cannot_be_killed_is_named_when_time_is_up(children, monkeypatch):
     children.append(child)
     wait_until(lambda: os.getsid(child.pid) == child.pid)
     with monkeypatch.context() as patched:
-        patched.setattr(process, "_send_signal", lambda *_: None)
+        patched.setattr(sessions, "send_signal", lambda *_: None)
         assert kill_session(child.pid, timeout_s=0.01) == [child.pid]
 
 
 def test_a_stranger_that_got_the_number_of_a_member_is_not_killed(monkeypatch):
-    member = process._Sighting(os.getpid(), 1, 12345, False)
+    member = sessions._Sighting(os.getpid(), 1, 12345, False)
     sightings = iter([[member], [], []])
-    monkeypatch.setattr(process, "_members", lambda sid: next(sightings))
-    monkeypatch.setattr(process, "_send_signal", lambda *_: pytest.fail("this process is in another session"))
+    monkeypatch.setattr(sessions, "_members", lambda sid: next(sightings))
+    monkeypatch.setattr(sessions, "send_signal", lambda *_: pytest.fail("this process is in another session"))
     assert kill_session(12345) == []
 
 

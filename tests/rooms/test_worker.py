@@ -64,6 +64,7 @@ from localdask.processes.worker import Worker
 from localdask.state.spilling import LET_GO_MIN
 from localdask.system import codec, outcomes, process, segments
 from localdask.system.board import map_board, note_unwatched, open_board, read_board
+from localdask.system.child import explain_status
 from localdask.system.transport import AnyChannel, channel_pair, memory_pair
 from tests.conftest import WAIT_S, wait_until
 from tests.live import bestiary
@@ -188,7 +189,7 @@ class Rig:
     def exit_text(self) -> str:
         wait_until(self.has_ended, what="the worker's end")
         assert self.status is not None
-        return process.explain_status(self.status)
+        return explain_status(self.status)
 
     def close(self) -> None:
         if not self.has_ended():
