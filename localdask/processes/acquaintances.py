@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from localdask.messages import FromClient, FunctionRan, PluginAnswered, TaskDone, TaskErred, TaskRescheduled, WorkerSpent, WorkerTold
 from localdask.state.tasks import WorkerState
 from localdask.system.loop import Loop
-from localdask.system.transport import AnyChannel
+
+if TYPE_CHECKING:
+    from localdask.system.memory_channel import AnyChannel
 
 __all__ = ["BESIDE_TASKS", "WatchedAttempts", "WorkerEar", "WorkerLink"]
 

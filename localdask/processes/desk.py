@@ -17,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from localdask.errors import ProtocolError
 from localdask.messages import (
@@ -43,7 +43,9 @@ from localdask.state.spilling import is_let_go
 from localdask.system import codec, outcomes
 from localdask.system.board import SLOTS
 from localdask.system.segments import SegmentFolder, SegmentPayload
-from localdask.system.transport import AnyChannel
+
+if TYPE_CHECKING:
+    from localdask.system.memory_channel import AnyChannel
 
 __all__ = ["Desk"]
 

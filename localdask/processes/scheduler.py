@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from localdask.errors import ClosedClusterError, ProtocolError
 from localdask.messages import (
@@ -49,7 +49,10 @@ from localdask.state.tasks import SchedulerState, WorkerState
 from localdask.system.loop import Loop
 from localdask.system.shared_pipes import SharedPipes
 from localdask.system.shield import ShieldedLock
-from localdask.system.transport import AnyChannel, Channel
+from localdask.system.transport import Channel
+
+if TYPE_CHECKING:
+    from localdask.system.memory_channel import AnyChannel
 
 Deliver = Callable[[list[Any]], None]
 R = TypeVar("R")

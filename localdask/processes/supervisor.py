@@ -22,7 +22,7 @@ from localdask.processes.retiring import Retirements
 from localdask.processes.scheduler import Scheduler
 from localdask.processes.thread_workers import ThreadHandle
 from localdask.system.child import explain_status
-from localdask.system.transport import MemoryChannel
+from localdask.system.memory_channel import MemoryChannel
 
 __all__ = ["Supervisor"]
 

@@ -18,7 +18,7 @@ from localdask.processes.task_output import begin_keeping, end_keeping
 from localdask.processes.worker import Worker
 from localdask.records import replace
 from localdask.system.loop import Loop
-from localdask.system.transport import MemoryChannel, memory_pair
+from localdask.system.memory_channel import MemoryChannel, memory_pair
 
 
 class ThreadKeeper(Protocol):

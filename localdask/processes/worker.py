@@ -21,7 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from localdask.errors import ProtocolError
 from localdask.messages import BeginPlugins, InterruptTask, InterruptTasks, Quit, RunFunction, WorkerReady, WorkerTold, WorkerUp
@@ -44,11 +44,14 @@ from localdask.processes.scratch import Scratch
 from localdask.processes.spiller import HeldValues, Spiller
 from localdask.processes.surroundings import Surroundings
 from localdask.system.board import private_board
+from localdask.system.process import end_process
 from localdask.system.segments import SegmentFolder
 from localdask.system.sessions import kill_orphans
-from localdask.system.transport import AnyChannel
 
-__all__ = ["EXIT_LOST_PARENT", "Worker", "end_process"]
+if TYPE_CHECKING:
+    from localdask.system.memory_channel import AnyChannel
+
+__all__ = ["EXIT_LOST_PARENT", "Worker"]
 
 #: The exit code of a worker whose nanny or scheduler is gone.
 EXIT_LOST_PARENT = 75
@@ -376,9 +379,7 @@ class Worker:
     def _hear_for_main(self, fds: Sequence[int]) -> None:
         if self._desk.is_main_waiting:
             # It is back and hears for itself: what would be heard here, it would never know of.
-            self._flush()
-            if self._desk.data.has_unsent:
-                self._desk.ring()
+            self._flush_for_main()
             return
         self._desk.hear(fds)
         self._stand_in()
@@ -440,10 +441,10 @@ class Worker:
         """Call functions in the main thread of a process of our own; in anybody else's, beside it."""
         while self._calls:
             word = self._calls.take()
-            if not self._has_process:
+            if self._has_process:
+                self._act(word, lambda word: self._calls.call_here(word, self._main.wait_for))
+            else:
                 self._calls.call_beside(word)
-                continue
-            self._act(word, lambda word: self._calls.call_here(word, self._main.wait_for))
 
     def _act(self, word: Any, act: Callable[[Any], None]) -> None:
         """Do in the main thread, without the lock, what a word asks for."""
@@ -483,9 +484,7 @@ class Worker:
     def _answer_call(self, word: Any) -> None:
         with self.lock:
             self._intake.words.append(word)
-            self._flush()
-            if self._desk.data.has_unsent:
-                self._desk.ring()
+            self._flush_for_main()
 
     def connect_client(self, client_id: str, deliver: Callable[[list[Any]], None]) -> Callable[[list[Any]], None]:
         """Let a client use this worker's pipe to the scheduler.
@@ -508,6 +507,12 @@ class Worker:
         if self._is_forked:
             end_process(0)
         self._desk.flush()
+
+    def _flush_for_main(self) -> None:
+        """Send what waits, beside the main thread, which waits for room on the pipe if there is none."""
+        self._flush()
+        if self._desk.data.has_unsent:
+            self._desk.ring()
 
     # ── ending ───────────────────────────────────────────────────────────────
 
@@ -564,13 +569,3 @@ def _tell(text: str) -> None:
         print(f"localdask: {text}", file=sys.stderr, flush=True)
     except (OSError, ValueError):
         return  # a task closed stderr: nobody reads it
-
-
-def end_process(code: int) -> NoReturn:
-    """End at once, whatever threads still run, with what was printed written out."""
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except (AttributeError, OSError, ValueError):
-            continue  # there is none, or it is closed
-    os._exit(code)

@@ -19,11 +19,11 @@ from localdask.messages import BootFailed
 from localdask.preloads.sources import Source
 from localdask.preloads.standins import install_standins
 from localdask.processes.task_output import begin_keeping
-from localdask.processes.worker import EXIT_LOST_PARENT, Worker, end_process
+from localdask.processes.worker import EXIT_LOST_PARENT, Worker
 from localdask.system import outcomes
 from localdask.system.board import map_board
 from localdask.system.environment import change_environ, take_place
-from localdask.system.process import STACKS_SIGNAL, set_parent_death_signal
+from localdask.system.process import STACKS_SIGNAL, end_process, set_parent_death_signal
 from localdask.system.transport import Channel
 
 __all__ = ["main"]

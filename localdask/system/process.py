@@ -25,13 +25,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any
+from typing import NoReturn
 
 from localdask.errors import StartError
 
 __all__ = [
     "STACKS_SIGNAL",
     "close_other_descriptors",
+    "end_process",
     "fork",
     "n_threads",
     "open_pidfd",
@@ -93,8 +94,7 @@ def fork(child: Callable[[], object]) -> int:
     process with several threads.
     """
     _refuse_threads()
-    for stream in (sys.stdout, sys.stderr):
-        _flush(stream)  # what lies in the buffer now would be written twice
+    _flush_output()  # what lies in the buffer now would be written twice
     mask = _signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
         pid = os.fork()
@@ -131,11 +131,7 @@ def _live_as_child(child: Callable[[], object], mask: Iterable[int]) -> None:
     except BaseException as error:
         sys.__excepthook__(type(error), error, error.__traceback__)
     finally:
-        try:
-            for stream in (sys.stdout, sys.stderr):
-                _flush(stream)
-        finally:
-            os._exit(code)
+        end_process(code)
 
 
 def _forget_handlers() -> None:
@@ -155,12 +151,20 @@ def _exit_code(error: SystemExit) -> int:
     return 1
 
 
-def _flush(stream: Any) -> None:
+def end_process(code: int) -> NoReturn:
+    """End at once, whatever threads still run, with what was printed written out."""
     try:
-        if stream is not None:
+        _flush_output()
+    finally:
+        os._exit(code)
+
+
+def _flush_output() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        try:
             stream.flush()
-    except (OSError, ValueError):
-        return  # closed or broken: what it held has no reader
+        except (AttributeError, OSError, ValueError):
+            continue  # there is none, or it is closed or broken: what it held has no reader
 
 
 def spawn(

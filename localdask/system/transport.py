@@ -1,8 +1,8 @@
 """Framed pipes in both directions that never block the sender, and pass descriptors.
 
 Used at both ends of every link of a cluster (cluster and nanny, nanny and worker,
-scheduler and worker, launcher) and on the Unix socket of clients elsewhere; with an
-in-memory twin for workers that are threads. It never looks into a message, never
+scheduler and worker, launcher) and on the Unix socket of clients elsewhere; workers that are
+threads have its twin in ``system/memory_channel.py``. It never looks into a message, never
 starts a thread, and waits only where it is asked to (``wait_for_message``).
 
 A frame is eight bytes, little-endian, and a body (``messages.pack``). The lower seven
@@ -38,7 +38,7 @@ from localdask.errors import ProtocolError
 from localdask.messages import pack, unpack
 from localdask.system.descriptors import close_all, duplicate, receive_with_fds, send_with_fds
 
-__all__ = ["AnyChannel", "Channel", "MemoryChannel", "Message", "channel_pair", "memory_pair"]
+__all__ = ["SEND_FLAGS", "Channel", "Message", "channel_pair"]
 
 #: Any message of ``localdask.messages``.
 Message: TypeAlias = Any
@@ -59,11 +59,10 @@ _PARTS_MAX = 64
 _FRAME_MAX = 2**32 - 1
 
 # A user's code may have given SIGPIPE its deadly default back.
-_SEND_FLAGS: int = getattr(socket, "MSG_NOSIGNAL", 0)
+SEND_FLAGS: int = getattr(socket, "MSG_NOSIGNAL", 0)
 _SO_NOSIGPIPE = 0x1022  # macOS's way to the same end; Python does not name it
 #: What a kernel that is short of buffers says; the same as a full pipe.
 _FULL = (errno.ENOBUFS, errno.ENOMEM)
-_WAKE_BYTES = 4096
 
 
 class _Carrier:
@@ -171,7 +170,7 @@ class Channel:
         else:
             frame = _HEADER.pack(n_bytes) + body
             try:
-                n_sent = self._sock.send(frame, _SEND_FLAGS)
+                n_sent = self._sock.send(frame, SEND_FLAGS)
             except BlockingIOError:
                 self._out.append(frame)
             except OSError:
@@ -217,7 +216,7 @@ class Channel:
                     n_sent = self._send_carrier(first)
                     out[0] = memoryview(first.frame)
                 else:
-                    n_sent = self._sock.sendmsg(self._parts(), (), _SEND_FLAGS)
+                    n_sent = self._sock.sendmsg(self._parts(), (), SEND_FLAGS)
                 self._forget_sent(n_sent)
         except BlockingIOError:
             return
@@ -235,7 +234,7 @@ class Channel:
         return parts
 
     def _send_carrier(self, carrier: _Carrier) -> int:
-        n_sent = send_with_fds(self._sock, carrier.frame, carrier.fds, _SEND_FLAGS)
+        n_sent = send_with_fds(self._sock, carrier.frame, carrier.fds, SEND_FLAGS)
         close_all(carrier.fds)
         return n_sent
 
@@ -423,131 +422,10 @@ class Channel:
         self._buffer = self._cell = self._poll = None
 
 
-class MemoryChannel:
-    """One end of a pipe between threads of this process: a ``Channel`` in meaning, without bytes.
-
-    Messages arrive as the very objects that were sent, which is why nobody assigns to one. A socket
-    pair carries no more than the wake-up, one byte for as many messages as come before they are looked at.
-    """
-
-    __slots__ = ("_batch", "_fds_delivered", "_inbox", "_is_ended", "_is_signalled", "_peer", "_poll", "_sock")
-
-    def __init__(self, sock: socket.socket) -> None:
-        sock.setblocking(False)
-        self._sock = sock
-        self._peer: MemoryChannel | None = None
-        self._batch: list[Message] = []
-        self._inbox: deque[tuple[Sequence[Message], Sequence[int]]] = deque()
-        self._is_signalled = False
-        self._is_ended = False
-        self._fds_delivered: list[int] = []
-        self._poll: select.poll | None = None
-
-    def post(self, message: Message) -> None:
-        """Add a message to the batch that the next ``flush`` or ``send`` takes along."""
-        self._batch.append(message)
-
-    def send(self, messages: Sequence[Message], fds: Sequence[int] = ()) -> None:
-        """Send messages, after what was posted; dropped when the other end is closed. The caller may close ``fds`` at once."""
-        batch, self._batch = self._batch, []
-        peer = self._peer
-        if peer is not None and peer._sock.fileno() >= 0:
-            peer._inbox.append(([*batch, *messages], duplicate(fds)))
-            self._wake(peer)
-
-    def _wake(self, peer: MemoryChannel) -> None:
-        # As in ``loop``: the reader takes the byte first, clears the flag second, empties the inbox last.
-        if peer._is_signalled:
-            return
-        try:
-            peer._is_signalled = True
-            self._sock.send(b"\0", _SEND_FLAGS)
-        except BlockingIOError:
-            return  # a full pipe wakes as well as one more byte
-        except OSError:
-            self._peer = None
-        except BaseException:
-            peer._is_signalled = False  # Ctrl-C before the byte was out
-            raise
-
-    def flush(self) -> bool:
-        """Send what was posted; always True."""
-        if self._batch:
-            self.send(())
-        return True
-
-    @property
-    def has_unsent(self) -> bool:
-        """Whether something was posted that ``flush`` has not sent yet."""
-        return bool(self._batch)
-
-    def receive(self) -> list[Message]:
-        """Return the messages that are here now, without waiting; EOFError when the other end is closed and nothing is left."""
-        try:
-            if not self._is_ended and not self._sock.recv(_WAKE_BYTES):
-                self._is_ended = True
-        except BlockingIOError:
-            pass  # nothing new, or a byte that was taken along earlier
-        except OSError:
-            self._is_ended = True
-        self._is_signalled = False
-        messages: list[Message] = []
-        while self._inbox:
-            arrived, fds = self._inbox.popleft()
-            messages += arrived
-            self._fds_delivered += fds
-        if not messages and self._is_ended:
-            raise EOFError("this end of the pipe is closed" if self._sock.fileno() < 0 else "the other end closed this pipe")
-        return messages
-
-    def take_fds(self) -> list[int]:
-        """Return the descriptors that came with the messages received so far, in order; they are the caller's to close."""
-        fds, self._fds_delivered = self._fds_delivered, []
-        return fds
-
-    def wait_for_message(self, timeout_s: float | None = None) -> list[Message]:
-        """Wait for messages; [] when none came in time. Raises EOFError as ``receive`` does."""
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        self.flush()
-        while not (messages := self.receive()):
-            if self._poll is None:
-                self._poll = select.poll()
-                self._poll.register(self._sock, select.POLLIN)
-            wait_ms = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
-            if not self._poll.poll(wait_ms) and deadline is not None and time.monotonic() >= deadline:
-                return []
-        return messages
-
-    def fileno(self) -> int:
-        """Return the descriptor to wait for; -1 once closed."""
-        return self._sock.fileno()
-
-    def close(self) -> None:
-        """Close this end. Harmless when repeated."""
-        self._is_ended = True
-        self._peer = None
-        self._sock.close()
-        self._batch.clear()
-        while self._inbox:
-            close_all(self._inbox.popleft()[1])
-        close_all(self.take_fds())
-
-
-#: Either kind of channel; whoever holds one need not know which.
-AnyChannel: TypeAlias = "Channel | MemoryChannel"
-
-
 def channel_pair(*, max_frame: int = _FRAME_MAX, passes_fds: bool = False) -> tuple[Channel, Channel]:
     """Return the two ends of a new pipe, which a program that is exec'd does not inherit."""
     left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     return Channel(left, max_frame=max_frame, passes_fds=passes_fds), Channel(right, max_frame=max_frame, passes_fds=passes_fds)
-
-
-def memory_pair() -> tuple[MemoryChannel, MemoryChannel]:
-    """Return the two ends of a new pipe between threads of this process."""
-    left, right = (MemoryChannel(sock) for sock in socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM))
-    left._peer, right._peer = right, left
-    return left, right
 
 
 def _reserve(n_bytes: int) -> mmap.mmap:

@@ -73,7 +73,7 @@ STACKS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("free_segments", "segment_bytes", "unfinished_segments", "segments", "mappings"),
         ("segments", "sockets"),
         ("shield",),
-        ("descriptors", "transport"),
+        ("descriptors", "transport", "memory_channel"),
         ("board",),
         ("environment",),
         ("memory",),
@@ -315,6 +315,7 @@ DEAR_ROOMS: dict[str, str] = {
     "processes.scheduler": "6 ms; only a cluster that is made needs it",
     "processes.sampling": "4 ms; only who asks for a profile needs it",
     "processes.stacks": "3 ms with the runner; only who asks where tasks are needs it",
+    "system.memory_channel": "only workers that are threads have one",
     "state.lifetimes": "only a cluster that is made needs it",
     "state.tasks": "2 ms; only a cluster that is made needs it",
 }

@@ -26,7 +26,8 @@ from hypothesis import strategies as st
 
 from localdask.errors import ProtocolError, UsageError
 from localdask.messages import ForgetKeys, TaskDone, WorkerBorn, pack, to_wire
-from localdask.system.transport import AnyChannel, Channel, MemoryChannel, channel_pair, memory_pair
+from localdask.system.memory_channel import AnyChannel, MemoryChannel, memory_pair
+from localdask.system.transport import Channel, channel_pair
 
 LIMIT_S = 20.0
 Pair: TypeAlias = tuple[AnyChannel, AnyChannel]
@@ -594,7 +595,8 @@ def run_alone(program: str) -> None:
     prelude = """
 import os, signal
 from localdask.messages import TaskDone
-from localdask.system.transport import channel_pair, memory_pair
+from localdask.system.memory_channel import memory_pair
+from localdask.system.transport import channel_pair
 def word(number, size=4):
     return TaskDone(number, b"x" * size, size, 0.5, "bytes")
 left, right = channel_pair()

@@ -65,7 +65,8 @@ from localdask.state.spilling import LET_GO_MIN
 from localdask.system import codec, outcomes, process, segments
 from localdask.system.board import map_board, note_unwatched, open_board, read_board
 from localdask.system.child import explain_status
-from localdask.system.transport import AnyChannel, channel_pair, memory_pair
+from localdask.system.memory_channel import AnyChannel, memory_pair
+from localdask.system.transport import channel_pair
 from tests.conftest import WAIT_S, wait_until
 from tests.live import bestiary
 
