@@ -21,7 +21,6 @@ class ForkNanny:
     ``with_worker`` lets it fork its worker at once: it will have nothing to do before.
     """
 
-    ticket: int
     method: str
     with_worker: bool = False
 

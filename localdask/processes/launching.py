@@ -28,7 +28,6 @@ _channel: Channel | None = None
 _pid = 0
 #: Launchers that ended before this process did, and are still to be collected.
 _ended: list[int] = []
-_n_tickets = 0
 _ours: weakref.WeakSet[object] = weakref.WeakSet()
 
 
@@ -43,13 +42,11 @@ def start_nanny(method: str, *, with_worker: bool = False) -> PrivatePipe:
 
     ``with_worker`` has its worker forked at once; for a nanny that has no preloads.
     """
-    global _n_tickets
     ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         with _lock:
-            _n_tickets += 1
             channel = _living_launcher()
-            channel.send([ForkNanny(_n_tickets, method, with_worker)], fds=[its.fileno()])
+            channel.send([ForkNanny(method, with_worker)], fds=[its.fileno()])
             while not channel.flush():
                 channel.wait_for_message(0.01)
     except BaseException:

@@ -23,11 +23,11 @@ def test_who_waits_for_a_nanny_that_cannot_be_forked_sees_its_pipe_end(
     upper_channel, launcher = Channel(upper, passes_fds=True), Launcher(lower.detach())
     try:
         monkeypatch.setattr(process, "fork", refuse)
-        for ticket in range(2):
+        for _ in range(2):
             ours, its = socket.socketpair()
             with ours:
                 with its:
-                    upper_channel.send([ForkNanny(ticket, "fork")], fds=[its.fileno()])
+                    upper_channel.send([ForkNanny("fork")], fds=[its.fileno()])
                 launcher._read()
                 ours.settimeout(10)
                 assert ours.recv(1) == b""
