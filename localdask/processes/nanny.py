@@ -65,8 +65,6 @@ from localdask.system.transport import Channel
 
 #: What a worker is given to end once the user's process is gone, in seconds.
 ORPHAN_GRACE_S = 0.2
-#: What a worker's running tasks are given when it is replaced without hurry: as long as they take.
-PATIENCE_S = 1e6
 #: A line of localdask's own in what Python writes of a crash: the worker runs deep inside its nanny's and the launcher's calls.
 _OWN_FRAME = re.compile(f'  File ("{re.escape(os.path.dirname(os.path.dirname(__file__)))}/[^"]*", line [0-9]+|"<string>", line 1) in ')
 
@@ -225,7 +223,7 @@ class Nanny:
             self._step(sv.RestartAsked(word.grace_s))
 
     def _replace_for_environment(self) -> None:
-        self._step(sv.RestartAsked(PATIENCE_S))
+        self._step(sv.RestartAsked(sv.PATIENCE_S))
 
     def _reload_asked(self, word: Any) -> None:
         """Do our own part of a reload, or pass the worker's on."""

@@ -49,6 +49,7 @@ from localdask.state.attempts import (
     Tell,
     TellWaiting,
 )
+from localdask.state.supervision import PATIENCE_S
 from localdask.system.loop import Loop, Timer
 from localdask.system.watcher import Watcher
 
@@ -60,8 +61,6 @@ AnyHandle: TypeAlias = "NannyHandle | ThreadHandle"
 
 __all__ = ["PreloadStatus", "ReloadRecord", "Reloader", "reload_settings", "tell_of_reloads"]
 
-#: A restart that may take as long as the running tasks take.
-PATIENCE_S = 1e6
 N_RECORDS = 1000
 QUIET_OUTCOMES = frozenset({ReloadOutcome.UNCHANGED})
 

@@ -62,6 +62,10 @@ class Rung(enum.IntEnum):
     KILLED = 2
 
 
+#: The grace of who is replaced without hurry: as long as its running tasks take.
+PATIENCE_S = 1e6
+
+
 @record(frozen=True)
 class Limits:
     """Every time and count that bounds a child.
