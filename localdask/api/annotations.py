@@ -21,6 +21,8 @@ from localdask.sizing import check_count, check_priority, check_resources
 from localdask.system import codec
 from localdask.system.keys import check_key
 
+#: Calls of one ``map`` that are handed over at a time: workers start on the first while the rest is pickled.
+MAP_BATCH = 256
 #: What holds here: the options of every block around, the innermost last. None costs nothing.
 present: ContextVar[dict[str, Any] | None] = ContextVar("localdask-annotations", default=None)
 

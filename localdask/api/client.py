@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 from localdask.api import addresses, companions
 from localdask.api import futures as futures_room
-from localdask.api.annotations import TaskOptions, check_mapped, present
+from localdask.api.annotations import MAP_BATCH, TaskOptions, check_mapped, present
 from localdask.api.asking import Asking
 from localdask.api.awaiting import Awaiting
 from localdask.api.client_preloads import begin_client_preloads, end_client_preloads
@@ -57,8 +57,6 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 
-#: Tasks of one ``map`` that are handed over at a time: workers start on the first while the rest is pickled.
-MAP_BATCH = 256
 #: How long a cluster in another process may take to answer, in seconds.
 CONNECT_S = 10.0
 

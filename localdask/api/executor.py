@@ -17,7 +17,7 @@ from concurrent import futures as standard
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
-from localdask.api.annotations import TaskOptions, present
+from localdask.api.annotations import MAP_BATCH, TaskOptions, present
 from localdask.api.callbacks import CallbackThread
 from localdask.api.futures import CANCELLED, PENDING, Future, FutureState
 from localdask.errors import ClosedError
@@ -28,9 +28,6 @@ from localdask.system import codec
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-#: Calls of one ``map`` that are handed over at a time: workers start on the first while the rest is pickled.
-MAP_BATCH = 256
 
 
 class ClientExecutor(standard.Executor):
