@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from localdask.layers import interpret
 from localdask.preloads.sources import Source, may_be_click, read_sources
 from localdask.spelling import mend_of
 
-__all__ = ["Plan", "cluster_options", "give_extra", "hooks_in", "named_preloads", "plan_cluster"]
+__all__ = ["Plan", "cluster_options", "find_modules_here", "give_extra", "hooks_in", "named_preloads", "plan_cluster"]
 
 #: Role → the name of its keyword in ``LocalCluster``.
 ROLES = {"worker": "preload", "nanny": "preload_nanny", "scheduler": "preload_scheduler"}
@@ -101,6 +102,12 @@ def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
+
+
+def find_modules_here() -> None:
+    """Let a preload that is named as a module lie in the present folder; last on the path, so that it hides nothing."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
 
 
 class Plan(NamedTuple):

@@ -7,14 +7,12 @@ alone on standard output; what workers print comes to standard error with their 
 
 from __future__ import annotations
 
-import os
-import sys
 from typing import Any
 
 import click
 from click.core import ParameterSource
 
-from localdask.cli.options import cluster_options, named_preloads, plan_cluster
+from localdask.cli.options import cluster_options, find_modules_here, named_preloads, plan_cluster
 from localdask.cli.script import print_syntax_error, read_script
 from localdask.cli.verbs import ClusterVerb
 from localdask.errors import UsageError
@@ -59,8 +57,7 @@ def command(
         from localdask.cli.foreground import run_elsewhere  # noqa: PLC0415 — as below
 
         return run_elsewhere(cluster, found.run)
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # where a preload that is named as a module may lie
+    find_modules_here()
 
     def start() -> int:
         plan = plan_cluster(options, extra, known_options)

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from typing import Any
 
 import click
 
-from localdask.cli.options import cluster_options, named_preloads, plan_cluster
+from localdask.cli.options import cluster_options, find_modules_here, named_preloads, plan_cluster
 from localdask.cli.verbs import ClusterVerb
 
 __all__ = ["command"]
@@ -39,8 +38,7 @@ EXAMPLES = (
 @click.option("--wait", is_flag=True, help="With -d: return once all workers are ready.")
 @click.pass_context
 def command(context: click.Context, /, extra: list[str], known_options: dict[str, bool], detach: bool, wait: bool, **options: Any) -> int:
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # where a preload that is named as a module may lie; last, so that it hides nothing
+    find_modules_here()
     if options["name"] is None:
         options["name"] = re.sub(r"[^\w.-]+", "-", os.path.basename(os.getcwd())).strip("-") or None
 
