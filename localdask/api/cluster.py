@@ -653,7 +653,7 @@ def _write_through(source: str, stream: int, line: str) -> None:
 def _close_all() -> None:
     started = time.monotonic()
     for cluster in list(_open_clusters):
-        cluster.close(timeout=max(0.5, 8.0 - (time.monotonic() - started)))
+        cluster.close(timeout=max(0.5, CLOSE_GRACE_S - (time.monotonic() - started)))
 
 
 atexit.register(_close_all)
