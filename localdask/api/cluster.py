@@ -343,9 +343,7 @@ class LocalCluster:
 
     def worker_address(self, name: str) -> str:
         """Return the address of a worker by its name."""
-        from localdask.api import parts  # noqa: PLC0415 - see __init__
-
-        return parts.worker_address(self.name, name)
+        return self.scheduler.worker_address(name)
 
     @property
     def workers(self) -> dict[str, NannyHandle | ThreadHandle]:

@@ -18,15 +18,10 @@ if TYPE_CHECKING:
     from localdask.state.tasks import TaskState, WorkerState
 
 
-def worker_address(cluster: str, name: str) -> str:
-    """Return the address of a worker by its name."""
-    return f"local://{cluster}/{name}"
-
-
 def describe(scheduler: Scheduler) -> dict[str, Any]:
     """Return the scheduler and its workers, in the shape of ``distributed``'s ``scheduler_info``."""
     workers = {
-        worker_address(scheduler.name, worker.name): {
+        scheduler.worker_address(worker.name): {
             "type": "Worker",
             "id": worker.name,
             "name": worker.name,

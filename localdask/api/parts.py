@@ -7,7 +7,7 @@ for none of it. Nothing is decided or done here.
 
 from localdask import config
 from localdask.api.adapting import Adaptive
-from localdask.api.inspection import describe, worker_address
+from localdask.api.inspection import describe
 from localdask.api.reception import Reception
 from localdask.api.worker_settings import worker_settings
 from localdask.preloads.generations import Preloads
@@ -51,6 +51,5 @@ __all__ = [
     "reload_settings",
     "sweep_doors",
     "tell_of_reloads",
-    "worker_address",
     "worker_settings",
 ]

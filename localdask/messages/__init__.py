@@ -40,6 +40,7 @@ from localdask.messages.processes import (
     WorkerReady,
     WorkerResumed,
     WorkerStirred,
+    address_of,
 )
 from localdask.messages.questions import (
     Answered,
@@ -200,6 +201,7 @@ __all__ = [
     "WorkerStirred",
     "WorkerTold",
     "WorkerUp",
+    "address_of",
     "from_wire",
     "pack",
     "to_wire",

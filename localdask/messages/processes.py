@@ -10,6 +10,12 @@ from typing import Any
 from localdask.messages.wire import message
 from localdask.records import field, record
 
+
+def address_of(cluster: str, name: str) -> str:
+    """Return the address of a worker or nanny: its name among all clusters, as Dask's address is."""
+    return f"local://{cluster}/{name}"
+
+
 # ── user's process ↔ launcher ────────────────────────────────────────────────
 
 

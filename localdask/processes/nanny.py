@@ -45,6 +45,7 @@ from localdask.messages import (
     WorkerDown,
     WorkerReady,
     WorkerStirred,
+    address_of,
 )
 from localdask.preloads.generations import Preloads
 from localdask.preloads.plugins import Plugins
@@ -104,8 +105,8 @@ class Nanny:
         self.id = f"Nanny-{begin.cluster}-{begin.name}"
         self.worker_name = begin.worker_name
         self.cluster = begin.cluster
-        self.address = f"local://{begin.cluster}/{begin.name}"
-        self.worker_address = f"local://{begin.cluster}/{begin.worker_name}"
+        self.address = address_of(begin.cluster, begin.name)
+        self.worker_address = address_of(begin.cluster, begin.worker_name)
         self.env: dict[str, str | None] = dict(settings.get("env") or {})
         self.nthreads: int = settings["nthreads"]
         self.memory_limit: int = settings.get("memory_limit", 0)

@@ -33,6 +33,7 @@ from localdask.messages import (
     ToClient,
     Told,
     WorkerUp,
+    address_of,
     from_wire,
     to_wire,
 )
@@ -136,7 +137,7 @@ class Scheduler:
 
     def worker_address(self, name: str) -> str:
         """Return the address of a worker by its name."""
-        return f"local://{self.name}/{name}"
+        return address_of(self.name, name)
 
     def add_plugin(self, plugin: Any, *, idempotent: bool = False, name: str | None = None, **kwargs: Any) -> None:
         """Start a plugin and register it. One of the same name is closed first, or kept when ``idempotent``.

@@ -24,7 +24,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from localdask.errors import ProtocolError
-from localdask.messages import BeginPlugins, InterruptTask, InterruptTasks, Quit, RunFunction, WorkerReady, WorkerTold, WorkerUp
+from localdask.messages import BeginPlugins, InterruptTask, InterruptTasks, Quit, RunFunction, WorkerReady, WorkerTold, WorkerUp, address_of
 from localdask.preloads.generations import Preloads
 from localdask.preloads.plugins import Plugins, plugin_name
 from localdask.preloads.sources import Source
@@ -119,7 +119,7 @@ class Worker:
         self.name = name
         self.life = life
         self.cluster = cluster
-        self.address = f"local://{cluster}/{name}"
+        self.address = address_of(cluster, name)
         self.id = f"Worker-{cluster}-{name}-{life}"
         self.nthreads = int(settings.get("nthreads") or 1)
         self.memory_limit = int(settings.get("memory_limit") or 0)
