@@ -39,7 +39,7 @@ class ForkNanny:
 class BeginNanny:
     """The first word to a nanny: who it is and how its worker runs.
 
-    ``settings`` is a plain dict that both sides know (see ``processes/nanny.py``);
+    ``settings`` is what ``api/worker_settings.py`` made, with what the cluster and its ``NannyHandle`` add;
     ``preloads`` and ``nanny_preloads`` are lists of ``preloads.sources.Source`` as plain tuples;
     ``nanny_plugins`` are (name, pickle), sent to the nanny on purpose.
     """

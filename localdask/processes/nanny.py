@@ -7,11 +7,6 @@ decided by ``state/supervision.py``; this is its shell. It has one thread of its
 and where a preload started others it spawns instead of forking. It loads nothing that
 a user pickled, except what was sent to it on purpose: plugins, and what
 ``run(nanny=True)`` calls. When its control pipe ends it ends its worker and itself.
-
-The keys of ``BeginNanny.settings``, which both sides know: ``nthreads``, ``resources``,
-``memory_limit``, ``memory_steps``, ``local_directory``, ``inline_max``, ``segment_folder``, ``env``, ``env_defaults``,
-``method``, ``setup_timeout_s``, ``teardown_timeout_s``, ``last_life``,
-``lifetime_tasks``.
 """
 
 from __future__ import annotations

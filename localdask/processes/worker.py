@@ -76,8 +76,7 @@ class Worker:
     cluster : str
         The cluster's name.
     settings : mapping
-        ``nthreads``, ``resources`` (pairs), ``memory_limit``, ``local_directory``, ``inline_max``, ``segment_folder``, ``memory_steps``,
-        ``lifetime_tasks``, ``lifetime_nbytes``, ``setup_timeout_s``, ``teardown_timeout_s``, ``preload_optional``; all may be missing.
+        How it is to be; ``api/worker_settings.py`` has the keys, and what is missing has a default.
     data_pipe : Channel or MemoryChannel
         Its end of the pipe to the scheduler.
     supervise_pipe : Channel, optional
