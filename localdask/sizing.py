@@ -29,6 +29,8 @@ if sys.platform != "win32":
 
 __all__ = [
     "KEEP_FREED",
+    "SETUP_S",
+    "TEARDOWN_S",
     "Machine",
     "WorkerPlan",
     "check_count",
@@ -45,6 +47,9 @@ __all__ = [
     "worker_memory",
 ]
 
+#: How long one ``dask_setup`` and one ``dask_teardown`` may take unless somebody says otherwise, in seconds.
+SETUP_S = 30.0
+TEARDOWN_S = 5.0
 #: What has glibc keep what a task frees for the next task, by variables: arrays of up to 32 MiB lie in its heap, and 64 MiB of free
 #: memory at the heap's end stay. So it does by itself once so large an array was freed; before that, each task has its pages from the
 #: kernel anew. It reads them at an exec, and they hold for what is forked after that.

@@ -28,6 +28,7 @@ from localdask.preloads.loading import Loading, helper_as_published, import_grap
 from localdask.preloads.modules import added_directories
 from localdask.preloads.sources import Helper, Source
 from localdask.preloads.standins import standing_in
+from localdask.sizing import SETUP_S, TEARDOWN_S
 
 __all__ = ["Generation", "Preloads", "ReloadPhase", "folders_of", "stale_modules"]
 
@@ -108,8 +109,8 @@ class Preloads:
         role: str,
         process: str,
         *,
-        setup_s: float = 30.0,
-        teardown_s: float = 5.0,
+        setup_s: float = SETUP_S,
+        teardown_s: float = TEARDOWN_S,
         teardowns_s: float = 8.0,
         is_optional: bool = False,
     ) -> None:

@@ -16,6 +16,7 @@ from localdask.errors import PreloadError, UsageError
 from localdask.preloads.failures import explain_failure, explain_overrun, first_line
 from localdask.preloads.hooks import HookCaller, HookName
 from localdask.preloads.limits import LimitPassed
+from localdask.sizing import SETUP_S, TEARDOWN_S
 from localdask.system.signatures import parameters_of
 
 __all__ = ["NannyPlugin", "Plugins", "SchedulerPlugin", "SetupCallback", "WorkerPlugin", "plugin_kind", "plugin_name"]
@@ -292,7 +293,14 @@ class Plugins(Mapping[str, Any]):
     """
 
     def __init__(
-        self, service: Any, kind: str, process: str, *, report: Callable[[str], None], setup_s: float = 30.0, teardown_s: float = 5.0
+        self,
+        service: Any,
+        kind: str,
+        process: str,
+        *,
+        report: Callable[[str], None],
+        setup_s: float = SETUP_S,
+        teardown_s: float = TEARDOWN_S,
     ) -> None:
         self.service = service
         self.kind = kind

@@ -45,6 +45,7 @@ from localdask.processes.questions import QUESTION_WORDS, Answerer, Questions
 from localdask.processes.requests import OnAnswer, Requests
 from localdask.processes.roster import Roster
 from localdask.processes.scheduler_plugins import SchedulerPlugins
+from localdask.sizing import SETUP_S, TEARDOWN_S
 from localdask.state import scheduler as decisions
 from localdask.state.tasks import SchedulerState, WorkerState
 from localdask.system.loop import Loop
@@ -90,7 +91,7 @@ class Scheduler:
         *,
         allowed_failures: int = 3,
         on_event: Callable[..., None] | None = None,
-        limits_s: tuple[float, float] = (30.0, 5.0),
+        limits_s: tuple[float, float] = (SETUP_S, TEARDOWN_S),
     ) -> None:
         self.name = name
         self.id = f"Scheduler-{name}"

@@ -58,7 +58,7 @@ class SchedulerPlugins(Mapping[str, Any]):
         Whether a plugin wants to know of submissions or of tasks' moves.
     """
 
-    def __init__(self, scheduler: Any, state: SchedulerState, lock: Any, limits_s: tuple[float, float] = (30.0, 5.0)) -> None:
+    def __init__(self, scheduler: Any, state: SchedulerState, lock: Any, limits_s: tuple[float, float]) -> None:
         setup_s, teardown_s = limits_s
         self._scheduler = scheduler
         self._state = state

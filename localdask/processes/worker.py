@@ -43,6 +43,7 @@ from localdask.processes.runner import RUN_AGAIN, Runner
 from localdask.processes.scratch import Scratch
 from localdask.processes.spiller import HeldValues, Spiller
 from localdask.processes.surroundings import Surroundings
+from localdask.sizing import SETUP_S, TEARDOWN_S
 from localdask.system.board import private_board
 from localdask.system.process import end_process
 from localdask.system.segments import SegmentFolder
@@ -132,7 +133,7 @@ class Worker:
         self._scratch = Scratch(name, settings)
         self._surroundings = Surroundings(settings.get("local_directory") or "/") if self._has_process else None
         self._intake = Intake()
-        limits = {"setup_s": float(settings.get("setup_timeout_s") or 30.0), "teardown_s": float(settings.get("teardown_timeout_s") or 5.0)}
+        limits = {"setup_s": settings.get("setup_timeout_s") or SETUP_S, "teardown_s": settings.get("teardown_timeout_s") or TEARDOWN_S}
         self.plugins = Plugins(self, "worker", name, report=_tell, **limits)
         self._plugin_words = PluginWords(self.plugins, self._look_for_watchers)
         self._calls = Calls(self, self._answer_call, self._surroundings, self._plugin_words)
