@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from localdask.errors import PreloadError
+from localdask.preloads.modules import is_users_own
 
 if TYPE_CHECKING:
     from traceback import FrameSummary
@@ -51,7 +52,7 @@ def explain_failure(error: BaseException, *, preload: str, process: str, did: st
     from traceback import walk_tb  # noqa: PLC0415 - 4 ms, and only an error needs it
 
     frames = [(frame.f_code.co_filename, number) for frame, number in walk_tb(error.__traceback__)]
-    where = next((f"{file}:{number}" for file, number in reversed(frames) if file == filename), "")
+    where = _innermost(frames, filename)
     if not where:
         where = next((f"{file}:{number}" for file, number in reversed(frames) if not _is_plumbing(file)), "")
     at = f" at {where}" if where else ""
@@ -71,7 +72,7 @@ def explain_overrun(frames: Sequence[FrameSummary], limit_s: float, *, preload: 
     from traceback import format_list  # noqa: PLC0415 - 4 ms, and only an error needs it
 
     kept = users_frames(frames, filename)
-    where = next((f"{frame.filename}:{frame.lineno}" for frame in reversed(kept) if frame.filename == filename), "")
+    where = _innermost([(frame.filename, frame.lineno) for frame in kept], filename)
     at = f" at {where}" if where else ""
     who = f" in {process}" if process else ""
     option = "--teardown-timeout" if did in ("dask_teardown", "teardown", "close") else "--setup-timeout"
@@ -98,6 +99,11 @@ def users_frames(frames: Iterable[FrameSummary], filename: str) -> list[FrameSum
     stack = list(frames)
     starts = [index for index, frame in enumerate(stack) if frame.filename == filename]
     return [frame for frame in stack[starts[0] if starts else 0 :] if not _is_plumbing(frame.filename)]
+
+
+def _innermost(frames: Sequence[tuple[str, int | None]], filename: str) -> str:
+    """Return the last place in code that the user can mend: the preload's, or a helper's that it imports."""
+    return next((f"{file}:{number}" for file, number in reversed(frames) if file == filename or is_users_own(file)), "")
 
 
 def _is_plumbing(filename: str) -> bool:

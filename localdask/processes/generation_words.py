@@ -132,7 +132,7 @@ class GenerationWords:
         finally:
             self.moved()
             self.tell_helpers()
-        self._say(Swapped(*me, time.monotonic() - began, "; ".join(str(error.args[0]) for error in told)))
+        self._say(Swapped(*me, time.monotonic() - began, "; ".join(_explain(error)[0] for error in told)))
 
     def _roll_back(self, word: RollBack, began: float) -> None:
         me = (self._member, self._life, word.attempt)
@@ -149,9 +149,12 @@ class GenerationWords:
 
 
 def _explain(error: BaseException) -> tuple[str, str]:
-    """Return an error as one line and a traceback."""
+    """Return an error as one line and a traceback. The process is in the word already, and the preload mostly in the line."""
     if isinstance(error, PreloadError):
-        return str(error.args[0]), error.detail[-TRACEBACK_MAX:]
+        text = str(error.args[0])
+        said = text.removeprefix(f"the preload {error.preload} failed in {error.process}: ")
+        named = said if said == text or error.preload in said else f"{error.preload}: {said}"
+        return named, error.detail[-TRACEBACK_MAX:]
     return f"{type(error).__name__}: {error}", ""
 
 

@@ -159,12 +159,22 @@ class ReloadRecord:
         if not self.has_failed:
             done = [account for account in self.processes.values() if account.ended in ("committed", "discarded")]
             word = {"checked": "loaded", "swapped": f"loaded {n}/{n} · swapped"}.get(self.outcome, self.outcome)
-            return f"reload {generations}  {self.cause}   {word} {len(done)}/{n} · {self.seconds * 1000:.0f} ms"
+            line = f"reload {generations}  {self.cause}   {word} {len(done)}/{n} · {self.seconds * 1000:.0f} ms"
+            return "\n".join([line, *self._old_teardowns()])
         first, _, rest = self.detail.partition("\n")
         where = f" on {n}/{n}" if n else ""
         word = "rolled back to generation" if self.outcome == "rolled-back" else "generation"
         stays = f"{word} {generations}{where}" if self.outcome == "rolled-back" else f"{word} {generations} stays{where}"
         return f"reload failed  {first}   {stays}" + (f"\n{rest}" if rest else "")
+
+
+    def _old_teardowns(self) -> list[str]:
+        """Return what old teardowns raised, each with the processes in which they did."""
+        told: dict[str, list[str]] = {}
+        for account in self.processes.values():
+            if account.ended == "committed" and account.detail:
+                told.setdefault(account.detail, []).append(account.member)
+        return [f"    {', '.join(names)}: {detail}" for detail, names in told.items()]
 
 
 class Reloader:

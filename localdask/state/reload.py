@@ -236,7 +236,7 @@ class _Decision:
     def fail_load(self, member: ReloadMember, event: LoadFailed) -> None:
         self.note(member, load_s=event.seconds, traceback_text=event.traceback_text)
         self.enter(member, "loaded")
-        self.vote_no(member, "load failed", event.detail)
+        self.vote_no(member, "load failed", event.detail, event.traceback_text)
 
     def swap(self, member: ReloadMember, event: Swapped) -> None:
         self.note(member, vote="swapped", swap_s=event.seconds, detail=event.detail)
@@ -245,7 +245,7 @@ class _Decision:
     def fail_swap(self, member: ReloadMember, event: SwapFailed) -> None:
         self.note(member, swap_s=event.seconds, traceback_text=event.traceback_text)
         self.enter(member, "swapping")
-        self.vote_no(member, "swap failed", event.detail)
+        self.vote_no(member, "swap failed", event.detail, event.traceback_text)
 
     def prove(self, member: ReloadMember, event: MemberStarted) -> None:
         self.note(member, vote="swapped")
@@ -263,12 +263,12 @@ class _Decision:
     def refuse(self, member: ReloadMember, event: LoadFailed | SwapFailed) -> None:
         # Said before it heard that it is replaced, and as true as ever.
         self.note(member, traceback_text=event.traceback_text)
-        self.vote_no(member, "load failed" if isinstance(event, LoadFailed) else "swap failed", event.detail)
+        self.vote_no(member, "load failed" if isinstance(event, LoadFailed) else "swap failed", event.detail, event.traceback_text)
 
-    def vote_no(self, member: ReloadMember, vote: str, detail: str) -> None:
+    def vote_no(self, member: ReloadMember, vote: str, detail: str, traceback_text: str = "") -> None:
         self.note(member, vote=vote, detail=detail)
         if self.attempt.kind is not AttemptKind.CATCH_UP:
-            self.undo(f"{member.name} {vote}: {detail}")
+            self.undo(f"{member.name} {vote}: {detail}" + (f"\n{traceback_text}" if traceback_text else ""))
         elif self.state.members.get(member.name) is member and member.state != "restarting":
             self.restart(member, self.grace())
 

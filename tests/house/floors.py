@@ -83,7 +83,7 @@ STACKS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("news", "watcher"),
     ),
     "preloads": (
-        ("failures", "trust", "urls", "modules", "sources", "loading", "standins", "clicks", "limits", "hooks", "generations"),
+        ("trust", "urls", "modules", "failures", "sources", "loading", "standins", "clicks", "limits", "hooks", "generations"),
         ("failures", "limits", "hooks", "plugins", "forwarding"),
         ("modules", "sources", "loading", "plugins", "uploads"),
         ("modules", "plugins", "installing"),

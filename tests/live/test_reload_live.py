@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import signal
 import sys
 from collections import Counter
@@ -162,6 +163,29 @@ def test_a_setup_that_fails_in_one_worker_is_rolled_back_in_all(preload: Preload
             # A sister that was not asked to swap before the failure came keeps what it had.
             whole = [f"setup {name} 1", f"teardown {name} 1", f"setup {name} 2", f"teardown {name} 2", f"setup {name} 1"]
             assert mine == whole or (name == "w0" and mine == whole[:1])
+
+
+def test_what_failed_in_a_reload_is_told_once_with_its_traceback(preload: Preload) -> None:
+    with running(preload) as (cluster, _):
+        preload.save(2, "{}['absent']")
+        first, *rest = str(wait_for_record(cluster, "rolled-back")).splitlines()
+        assert re.fullmatch(
+            rf"reload failed  (w\d) swap failed: dask_setup raised KeyError: 'absent' at {preload.path}:11   rolled back to generation 1 on 2/2",
+            first,
+        )
+        assert rest[0] == "Traceback (most recent call last):"
+        assert f'File "{preload.path}", line 11, in dask_setup' in rest[1]
+        assert rest[-1] == "KeyError: 'absent'"
+
+
+def test_an_old_teardown_that_fails_in_a_reload_is_told(preload: Preload) -> None:
+    preload.path.write_text(preload.text(1) + "    raise OSError('cannot close')\n")
+    with running(preload) as (cluster, client):
+        preload.save(2)
+        line, told = str(wait_for_record(cluster, "swapped")).splitlines()
+        assert line.startswith("reload 2  ")
+        assert told == f"    w0, w1: dask_teardown raised OSError: cannot close at {preload.path}:14"
+        assert values(client) == [2, 2]
 
 
 def test_each_generation_is_torn_down_exactly_once(preload: Preload) -> None:
@@ -425,6 +449,13 @@ def test_a_worker_that_comes_later_does_not_read_a_helper_that_was_broken_since_
         cluster.scale(2)
         wait_until(lambda: [worker.pid != pid for worker in cluster.scheduler.workers.values()] == [True, True])
         assert values(client) == before * 2
+
+
+def test_an_error_in_a_helper_is_told_with_its_place_in_the_helper(house: House) -> None:
+    with running(house) as (cluster, _):
+        house.helper.write_text("VALUE = 2\n\nraise ValueError('not like this')\n")
+        record = wait_for_record(cluster, "failed-to-load")
+        assert f"ValueError: not like this at {house.helper}:3" in record.detail.splitlines()[0]
 
 
 def test_a_helper_with_an_error_is_told_with_its_place_and_changes_nothing(house: House) -> None:
