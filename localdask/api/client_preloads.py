@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 __all__ = ["begin_client_preloads", "end_client_preloads"]
 
 
-def begin_client_preloads(client: Any, specs: Any = None, argv: Any = None) -> Preloads | None:
-    """Run the preloads that are given, else those that configuration names under ``client.preload``; None where there are none."""
-    sources = read_preloads("client", specs, argv)
+def begin_client_preloads(client: Any) -> Preloads | None:
+    """Run the preloads that configuration names under ``client.preload``; None where there are none."""
+    sources = read_preloads("client", None, None)
     if not sources:
         return None
     from localdask.preloads.generations import Preloads  # noqa: PLC0415 - few clients have preloads

@@ -73,13 +73,13 @@ def colour(text: str, code: int | str, on: bool) -> str:
     return f"\x1b[{code}m{text}\x1b[0m" if on else text
 
 
-def log_line(source: str, line: str, *, coloured: bool, width: int = 0) -> str:
+def log_line(source: str, line: str, *, coloured: bool) -> str:
     """Return a line that a process wrote, with that process in front of it."""
     digits = "".join(character for character in source if character.isdigit())
     shade = WORKER_COLOURS[int(digits[-9:] or 0) % len(WORKER_COLOURS)]
     if len(line) > LINE_LENGTH_MAX:
         line = f"{line[:LINE_LENGTH_MAX]}… ({len(line) - LINE_LENGTH_MAX} more characters)"
-    return f"{colour(f'{escape(source):<{width}} │', shade, coloured)} {escape(line)}"
+    return f"{colour(f'{escape(source)} │', shade, coloured)} {escape(line)}"
 
 
 class Talker:

@@ -21,10 +21,9 @@ GRACE_S = 3.0
 class Hints:
     """What one scheduler says about its tasks without a worker. ``on_log`` takes (source, stream, line)."""
 
-    def __init__(self, scheduler: Scheduler, on_log: Callable[[str, int, str], None], grace_s: float = GRACE_S) -> None:
+    def __init__(self, scheduler: Scheduler, on_log: Callable[[str, int, str], None]) -> None:
         self._scheduler = scheduler
         self._on_log = on_log
-        self._grace_s = grace_s
         self._is_planned = False
         #: What was told of: each kind of restriction once.
         self._told: set[Restriction] = set()
@@ -37,7 +36,7 @@ class Hints:
             self._scheduler.loop.call_soon_threadsafe(self._plan)
 
     def _plan(self) -> None:
-        self._scheduler.loop.call_at(time.monotonic() + self._grace_s, self._look)
+        self._scheduler.loop.call_at(time.monotonic() + GRACE_S, self._look)
 
     def _look(self) -> None:
         for line in self._scheduler.decide(self._find):

@@ -18,6 +18,8 @@ from localdask.system.keys import group_of
 __all__ = ["PROFILE_PLUGIN", "Sampling", "read_samples"]
 
 PROFILE_PLUGIN = "localdask-profile"
+#: How often it looks, in seconds.
+INTERVAL_S = 0.01
 #: How much longer it sleeps while no task runs.
 IDLE_FACTOR = 2
 #: Calls of a stack that are told apart, the innermost.
@@ -27,13 +29,10 @@ STACKS_MAX = 20_000
 
 
 class Sampling(WorkerPlugin):
-    """The plugin. ``interval_s`` is how often it looks, in seconds."""
+    """The plugin that looks."""
 
     name = PROFILE_PLUGIN
     idempotent = True
-
-    def __init__(self, interval_s: float = 0.01) -> None:
-        self.interval_s = interval_s
 
     def setup(self, worker: Any) -> None:
         """Begin to look."""
@@ -51,9 +50,9 @@ class Sampling(WorkerPlugin):
         self._thread.join()
 
     def _live(self) -> None:
-        sleep_s = self.interval_s
+        sleep_s = INTERVAL_S
         while not self._ended.wait(sleep_s):
-            sleep_s = self.interval_s * (1 if self.look() else IDLE_FACTOR)
+            sleep_s = INTERVAL_S * (1 if self.look() else IDLE_FACTOR)
 
     def look(self) -> bool:
         """Count where tasks are now; return whether there are any."""

@@ -68,13 +68,11 @@ class Child:
     ----------
     pid : int
         Its number. For a descendant that is no child of ours, only numbers that cannot have been given away since.
-    pidfd : int, optional
-        A pidfd of it, owned by this object from now on; opened if not given.
     """
 
-    def __init__(self, pid: int, pidfd: int | None = None) -> None:
+    def __init__(self, pid: int) -> None:
         self.pid = pid
-        self._pidfd = open_pidfd(pid) if pidfd is None else pidfd
+        self._pidfd = open_pidfd(pid)
         self._exit: ExitStatus | None = None
 
     def __repr__(self) -> str:

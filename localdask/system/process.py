@@ -172,22 +172,19 @@ def spawn(
     *,
     pass_fds: Collection[int] = (),
     environ: Mapping[str, str] | None = None,
-    cwd: str | None = None,
     new_session: bool = False,
 ) -> int:
     """Start a program, whatever threads run here, and return its pid.
 
     ``pass_fds`` are open in it under the same numbers; other descriptors only if they were made inheritable.
-    ``environ`` and ``cwd`` are this process's own unless given. With ``new_session`` it leads a session.
+    ``environ`` is this process's own unless given. With ``new_session`` it leads a session.
     """
     arguments = [os.fspath(part) for part in arguments]
     try:
-        if cwd is None and hasattr(os, "posix_spawn"):
-            try:
-                return _posix_spawn(arguments, pass_fds, dict(os.environ if environ is None else environ), new_session)
-            except NotImplementedError:
-                pass  # an old C library that knows no sessions there
-        return _popen(arguments, pass_fds, environ, cwd, new_session)
+        try:
+            return _posix_spawn(arguments, pass_fds, dict(os.environ if environ is None else environ), new_session)
+        except NotImplementedError:  # an old C library that knows no sessions there
+            return _popen(arguments, pass_fds, environ, new_session)
     except OSError as error:
         raise StartError(
             f"{arguments[0]!r} did not start ({error}): check that it exists, may be executed, and that limits allow it"
@@ -221,10 +218,10 @@ def _ignored_by_python() -> list[int]:
     return [getattr(signal, name) for name in ("SIGPIPE", "SIGXFSZ", "SIGXFZ") if hasattr(signal, name)]
 
 
-def _popen(arguments: list[str], pass_fds: Collection[int], environ: Mapping[str, str] | None, cwd: str | None, new_session: bool) -> int:
+def _popen(arguments: list[str], pass_fds: Collection[int], environ: Mapping[str, str] | None, new_session: bool) -> int:
     import subprocess  # noqa: PLC0415
 
-    process = subprocess.Popen(arguments, pass_fds=tuple(pass_fds), env=environ, cwd=cwd, start_new_session=new_session)
+    process = subprocess.Popen(arguments, pass_fds=tuple(pass_fds), env=environ, start_new_session=new_session)
     # The child is ours to wait for: without a return code, subprocess would collect it when the object goes.
     process.returncode = 0
     return process.pid
