@@ -25,6 +25,8 @@ _KILL_S = 2.0
 #: Pauses between looks at processes that are on their way out.
 _FIRST_PAUSE_S = 0.0005
 _LONGEST_PAUSE_S = 0.02
+#: So often nothing must be found, one look after the other, where others start processes all the time.
+_EMPTY_LOOKS = 20
 
 
 @record(frozen=True)
@@ -99,16 +101,20 @@ def _children() -> list[_Sighting]:
 def _kill_all(find: Callable[[], list[_Sighting]], is_still: Callable[[_Sighting], bool], timeout_s: float) -> list[int]:
     """Kill what ``find`` finds, again and again until it finds nothing or time is up; return the pids of what is left.
 
-    Again, because what is killed may have forked after the look; and nothing must be found twice in a row, because what
-    forks and ends at once may hop from the part of the list that is still to be read to the part that is done.
+    Again, because what is killed may have forked after the look. And what forks and ends at once may be gone when it is looked at,
+    while its child is not in the list yet: to find nothing is a proof only if no process was started meanwhile, by anybody.
     """
     deadline = time.monotonic() + timeout_s
     pause_s = _FIRST_PAUSE_S
     n_empty = 0
-    while n_empty < 2:
+    newest = _newest_pid()
+    while True:
         found = find()
         if not found:
             n_empty += 1
+            before, newest = newest, _newest_pid()
+            if n_empty >= (2 if newest == before else _EMPTY_LOOKS):
+                return []
             continue
         n_empty = 0
         if time.monotonic() > deadline:
@@ -117,7 +123,15 @@ def _kill_all(find: Callable[[], list[_Sighting]], is_still: Callable[[_Sighting
             _kill_if(sighting, is_still)
         time.sleep(pause_s)
         pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
-    return []
+
+
+def _newest_pid() -> bytes:
+    """Return the number of the process or thread that was started last, where the system tells."""
+    try:
+        with open("/proc/loadavg", "rb", buffering=0) as file:
+            return file.read(100).split()[-1]
+    except OSError:
+        return b""
 
 
 def _kill_if(sighting: _Sighting, is_still: Callable[[_Sighting], bool]) -> None:
