@@ -213,7 +213,8 @@ class LocalCluster:
         limits_s = read_limits(setup_timeout, teardown_timeout)
         self._settings = parts.worker_settings(self._plan.nthreads, memory, living, limits_s, resources, local_directory, env)
         self._settings.update(preload_optional=preload_optional, method=start_method)
-        reloading = parts.reload_settings(reload_policy, reload_grace, reload_overrun)
+        n_preloads = max(map(len, self._sources.values()))
+        reloading = parts.reload_settings(reload_policy, reload_grace, reload_overrun, limits_s, n_preloads)
         n_failures = int(parts.config.get("scheduler.allowed-failures", 3)) if allowed_failures is None else allowed_failures
         self.scheduler = parts.Scheduler(self.name, allowed_failures=n_failures, on_event=self._tell, limits_s=limits_s)
         self.scheduler.address = f"local://{self.name}"

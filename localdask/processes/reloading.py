@@ -61,6 +61,8 @@ AnyHandle: TypeAlias = "NannyHandle | ThreadHandle"
 
 __all__ = ["PreloadStatus", "ReloadRecord", "Reloader", "reload_settings", "tell_of_reloads"]
 
+#: What a process may take beyond the limits of its hooks.
+ANSWER_S = 5.0
 N_RECORDS = 1000
 QUIET_OUTCOMES = frozenset({ReloadOutcome.UNCHANGED})
 
@@ -166,7 +168,6 @@ class ReloadRecord:
         word = "rolled back to generation" if self.outcome == "rolled-back" else "generation"
         stays = f"{word} {generations}{where}" if self.outcome == "rolled-back" else f"{word} {generations} stays{where}"
         return f"reload failed  {first}   {stays}" + (f"\n{rest}" if rest else "")
-
 
     def _old_teardowns(self) -> list[str]:
         """Return what old teardowns raised, each with the processes in which they did."""
@@ -502,13 +503,16 @@ def _by_name(accounts: Iterable[MemberAccount]) -> dict[str, MemberAccount]:
     return {account.member: account for account in sorted(accounts, key=lambda account: (len(account.member), account.member))}
 
 
-def reload_settings(policy: str, grace_s: float, overrun: str) -> ReloadSettings:
-    """Return what a user's words mean, or raise ``UsageError``."""
+def reload_settings(policy: str, grace_s: float, overrun: str, hooks_s: tuple[float, float], n_preloads: int) -> ReloadSettings:
+    """Return what a user's words mean, or raise ``UsageError``; a process has as long as all its hooks may take, one after the other."""
     if policy not in [known.value for known in ReloadPolicy]:
         raise UsageError(f"reload_policy={policy!r}; it is one of {', '.join(known.value for known in ReloadPolicy)}")
     if overrun not in [known.value for known in Overrun]:
         raise UsageError(f"reload_overrun={overrun!r}; it is one of {', '.join(known.value for known in Overrun)}")
-    return ReloadSettings(ReloadPolicy(policy), Overrun(overrun), float(grace_s))
+    setup_s, teardown_s = hooks_s
+    load_limit_s = n_preloads * setup_s + ANSWER_S
+    swap_limit_s = n_preloads * (setup_s + teardown_s) + ANSWER_S
+    return ReloadSettings(ReloadPolicy(policy), Overrun(overrun), float(grace_s), load_limit_s, swap_limit_s, load_limit_s + swap_limit_s)
 
 
 def tell_of_reloads(kind: str, **fields: Any) -> None:

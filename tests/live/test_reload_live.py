@@ -17,6 +17,7 @@ import pytest
 
 from localdask import Client, LocalCluster
 from localdask.errors import UsageError
+from localdask.processes.reloading import reload_settings
 from tests.conftest import wait_until
 
 WAIT_S = 30.0
@@ -170,12 +171,20 @@ def test_what_failed_in_a_reload_is_told_once_with_its_traceback(preload: Preloa
         preload.save(2, "{}['absent']")
         first, *rest = str(wait_for_record(cluster, "rolled-back")).splitlines()
         assert re.fullmatch(
-            rf"reload failed  (w\d) swap failed: dask_setup raised KeyError: 'absent' at {preload.path}:11   rolled back to generation 1 on 2/2",
+            rf"reload failed  w\d swap failed: dask_setup raised KeyError: 'absent' at {preload.path}:11   "
+            r"rolled back to generation 1 on 2/2",
             first,
         )
         assert rest[0] == "Traceback (most recent call last):"
         assert f'File "{preload.path}", line 11, in dask_setup' in rest[1]
         assert rest[-1] == "KeyError: 'absent'"
+
+
+def test_a_reload_gives_every_hook_the_time_that_it_was_given() -> None:
+    settings = reload_settings("atomic", 10.0, "wait", (100.0, 20.0), 3)
+    assert settings.load_limit_s > 3 * 100
+    assert settings.swap_limit_s > 3 * (100 + 20)
+    assert settings.start_limit_s > 3 * 2 * 100
 
 
 def test_an_old_teardown_that_fails_in_a_reload_is_told(preload: Preload) -> None:
