@@ -342,7 +342,7 @@ class Client(
         for args in zip(*iterables):  # noqa: B905 - the shortest ends it, as in Dask
             arguments, inputs, keeps = self._pack_arguments((*stored, *args) if stored else args, kwargs)
             task_key = next(keys) if keys is not None else self._key(named, arguments, pure)
-            specs.append(options.spec(task_key, function, arguments, self._dependencies(inputs) if inputs else ()))
+            specs.append(self._spec(task_key, function, arguments, inputs, options))
             specs[-1].is_actor = actor
             if shared or keeps:
                 specs[-1].keeps = (*shared, *keeps)

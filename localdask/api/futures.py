@@ -205,7 +205,7 @@ class Future(Generic[R]):
     def __init__(self, key: str, client: Any = None, _state: FutureState | None = None) -> None:
         if _state is None:
             if client is None:
-                client = _current_client()
+                client = find_client[0]()
             _state = client._attach(key)
         self.key = key
         self._client = client
@@ -366,10 +366,6 @@ def _ignore(key: str) -> None:
 
 #: Set by ``api/client.py``, which stands above this room: gives the current client.
 find_client: list[Callable[[], Any]] = []
-
-
-def _current_client() -> Any:
-    return find_client[0]()
 
 
 def dask_of(futures: Any) -> Any:

@@ -138,8 +138,8 @@ class Nanny:
     def run(self) -> None:
         """Live: set up, start the worker, and serve until told to stop or left alone."""
         streams = sys.stdout, sys.stderr
-        sys.stdout = LineWriter(1, lambda number, lines: self._note_lines(self.name, number, lines))
-        sys.stderr = LineWriter(2, lambda number, lines: self._note_lines(self.name, number, lines))
+        sys.stdout = LineWriter(1, lambda number, lines: self._outbox.put(self.name, number, lines))
+        sys.stderr = LineWriter(2, lambda number, lines: self._outbox.put(self.name, number, lines))
         self._loop.before_wait.append(self._send_lines)
         try:
             self.preloads.load([source_of(row) for row in self._begin.nanny_preloads])
@@ -259,9 +259,6 @@ class Nanny:
         if self._channel.flush():
             self._loop.remove_writer(self._channel.fileno())
 
-    def _note_lines(self, source: str, stream: int, lines: list[str]) -> None:
-        self._outbox.put(source, stream, lines)
-
     def _send_lines(self) -> None:
         if not self._channel.has_unsent:
             groups = self._outbox.take()
@@ -286,7 +283,7 @@ class Nanny:
         try:
             self._start_worker(command.life)
         except (StartError, OSError) as error:
-            self._note_lines(self.name, 2, [f"worker {self.worker_name} did not start: {error}"])
+            self._outbox.put(self.name, 2, [f"worker {self.worker_name} did not start: {error}"])
             return [sv.StartRefused(command.life)]
         return [sv.ChildStarted(command.life)]
 
@@ -328,7 +325,7 @@ class Nanny:
         )
 
     def _report_abandoned(self, command: sv.ReportAbandoned) -> None:
-        self._note_lines(self.name, 2, [f"worker {self.worker_name} (pid {self.pid}) outlived SIGKILL; the kernel holds it"])
+        self._outbox.put(self.name, 2, [f"worker {self.worker_name} (pid {self.pid}) outlived SIGKILL; the kernel holds it"])
 
     def _report_ended(self, command: sv.ReportEnded) -> None:
         self._loop.stop()
@@ -376,7 +373,7 @@ class Nanny:
     def _capture(self, mine: _WorkerProcess, fd: int, number: int) -> None:
         def on_lines(stream: int, lines: list[str]) -> None:
             mine.last_lines.add([line for line in lines if not _OWN_FRAME.match(line)])
-            self._note_lines(self.worker_name, stream, lines)
+            self._outbox.put(self.worker_name, stream, lines)
 
         stream = CapturedStream(fd, number, on_lines)
         mine.streams.append(stream)
