@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import operator
 import os
 import re
 import sys
@@ -19,6 +18,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from localdask.errors import UsageError
+from localdask.parameters import check_count, read
 from localdask.records import record
 
 if TYPE_CHECKING:
@@ -28,13 +28,13 @@ if sys.platform != "win32":
     import resource
 
 __all__ = [
+    "BYTES",
     "KEEP_FREED",
+    "SECONDS",
     "SETUP_S",
     "TEARDOWN_S",
     "Machine",
     "WorkerPlan",
-    "check_count",
-    "check_priority",
     "check_resources",
     "format_bytes",
     "parse_bytes",
@@ -54,6 +54,9 @@ TEARDOWN_S = 5.0
 #: memory at the heap's end stay. So it does by itself once so large an array was freed; before that, each task has its pages from the
 #: kernel anew. It reads them at an exec, and they hold for what is forked after that.
 KEEP_FREED = {"MALLOC_MMAP_THRESHOLD_": 32 << 20, "MALLOC_TRIM_THRESHOLD_": 64 << 20}
+
+#: What such parameters are, as errors say it.
+BYTES, SECONDS = "a number of bytes, or a text like '4GB'", "seconds, or a text like '30s'"
 
 _NO_LIMIT = 1 << 60  # cgroup v1 writes "no limit" as a huge number of pages
 _CGROUPS = "/sys/fs/cgroup"
@@ -135,31 +138,16 @@ def parse_bytes(value: str | float) -> int:
     if isinstance(value, (int, float)):
         number, unit = float(value), ""
     else:
-        match = re.fullmatch(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)?\s*([a-z]*)\s*", value.lower())
         try:
+            match = re.fullmatch(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)?\s*([a-z]*)\s*", value.lower())
             number, unit = float(match[1] or 1 if match[2] else match[1]), match[2]  # type: ignore[index]
-        except (TypeError, ValueError):
-            raise UsageError(f"{value!r} is no size: write a number of bytes, or one with a unit like 500MB or 4GiB") from None
+        except (AttributeError, TypeError, ValueError):
+            raise UsageError(f"{value!r:.80} is no size: write a number of bytes, or one with a unit like 500MB or 4GiB") from None
     if unit not in _BYTES:
         raise UsageError(f"{value!r} is no size: {unit!r} is no unit of bytes; there are kB, MB, GB, TB and KiB, MiB, GiB, TiB")
     if not 0 <= number < math.inf:
         raise UsageError(f"{value!r} is no size: it must be a number from 0 up")
     return int(number * _BYTES[unit])
-
-
-def check_count(name: str, value: int | None, of: str = "") -> int | None:
-    """Return a whole number, or None; raise ``UsageError`` for anything else, which tells what it is the number ``of``."""
-    try:
-        return None if value is None else operator.index(value)
-    except TypeError:
-        raise UsageError(f"{name}={value!r}; it is a whole number{of}") from None
-
-
-def check_priority(value: float) -> float:
-    """Return a number that messages can carry; raise ``UsageError`` for what is none."""
-    if not hasattr(value, "__float__") or math.isnan(value):
-        raise UsageError(f"priority={value!r:.80}; it is a number, and what has a larger one runs first")
-    return value if type(value) is int else float(value)
 
 
 def parse_duration(value: str | float | timedelta | None) -> float | None:
@@ -236,8 +224,8 @@ def worker_memory(limit: str | float | None, machine: Machine, *, n_workers: int
             return int(memory * min(1.0, nthreads / machine.n_cpus))
         with contextlib.suppress(ValueError):
             limit = float(limit)
-    is_fraction = not isinstance(limit, str) and 0 < limit <= 1
-    nbytes = int(float(limit) * memory) if is_fraction else parse_bytes(limit)
+    is_fraction = isinstance(limit, (int, float)) and 0 < limit <= 1
+    nbytes = int(float(limit) * memory) if is_fraction else read("memory_limit", limit, parse_bytes, BYTES)
     if nbytes > memory:
         warnings.warn(
             f"a memory limit of {format_bytes(nbytes)} is more than the {format_bytes(memory)} that there are: each worker gets the latter",

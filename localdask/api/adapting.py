@@ -12,7 +12,8 @@ from collections import deque
 from typing import Any
 
 from localdask.errors import UsageError
-from localdask.sizing import parse_bytes, parse_duration
+from localdask.parameters import read
+from localdask.sizing import BYTES, SECONDS, parse_bytes, parse_duration
 from localdask.state.adaptive import AdaptiveState, recommend, weigh
 from localdask.system.loop import Timer
 
@@ -42,10 +43,12 @@ class Adaptive:
         Each change: when (``time.time()``), from how many workers, to how many.
     """
 
-    def __init__(self, cluster: Any, options: dict[str, Any], *, nthreads: int, n_cpus: int) -> None:
+    def __init__(self, cluster: Any, options: dict[str, Any], before: Adaptive | None = None, *, nthreads: int, n_cpus: int) -> None:
         unknown = [name for name in options if name not in OPTIONS]
         if unknown:
             raise UsageError(f"adapt({unknown[0]}=…): there is no such option; there are {', '.join(OPTIONS)}")
+        if before is not None:
+            options = {**before.options, **options}
         self.cluster = cluster
         self.options = options
         self.log: deque[tuple[float, int, int]] = deque(maxlen=LOG_LENGTH_MAX)
@@ -53,11 +56,13 @@ class Adaptive:
         self._state = AdaptiveState(
             *_bounds(options, nthreads, cluster.memory_limit, n_cpus),
             target_s=_seconds("target_duration", options.get("target_duration", 5.0)),
-            wait_count=int(options.get("wait_count", 3)),
+            wait_count=read("wait_count", options.get("wait_count", 3), int, "a whole number of looks"),
         )
         self._nthreads = nthreads
         self._timer: Timer | None = None
         self._is_stopped = False
+        if before is not None:
+            before.stop()
         cluster.scheduler.loop.call_soon_threadsafe(self._look)
 
     def __repr__(self) -> str:
@@ -96,7 +101,7 @@ class Adaptive:
 
 
 def _seconds(name: str, value: Any) -> float:
-    seconds = parse_duration(value)
+    seconds = read(name, value, parse_duration, SECONDS)
     if seconds is None or seconds <= 0:
         raise UsageError(f"adapt({name}={value!r}): give a time above 0, like '1s'")
     return seconds
@@ -107,13 +112,14 @@ def _bounds(options: dict[str, Any], nthreads: int, memory_limit: int, n_cpus: i
     for name in ("minimum_memory", "maximum_memory"):
         if options.get(name) is not None and not memory_limit:
             raise UsageError(f"adapt({name}=…) counts workers by their memory limit, and these have none; give memory_limit to the cluster")
-    lower, upper = [options.get("minimum", 0)], [options.get("maximum")]
-    for suffix, amount, size in (("cores", lambda value: value, nthreads), ("memory", parse_bytes, memory_limit)):
+    lower = [read("minimum", options.get("minimum") or 0, float, "a number of workers")]
+    upper = [] if options.get("maximum") is None else [read("maximum", options["maximum"], float, "a number of workers")]
+    for suffix, make, wanted, size in (("cores", float, "a number of threads", nthreads), ("memory", parse_bytes, BYTES, memory_limit)):
         least, most = options.get(f"minimum_{suffix}"), options.get(f"maximum_{suffix}")
-        lower += [] if least is None else [math.ceil(amount(least) / size)]
-        upper += [] if most is None else [amount(most) // size]
+        lower += [] if least is None else [math.ceil(read(f"minimum_{suffix}", least, make, wanted) / size)]
+        upper += [] if most is None else [read(f"maximum_{suffix}", most, make, wanted) // size]
     minimum = max(lower)
-    maximum = min((bound for bound in upper if bound is not None), default=max(minimum, n_cpus // nthreads, 1))
-    if minimum < 0 or minimum > maximum:
+    maximum = min(upper, default=max(minimum, n_cpus // nthreads, 1))
+    if not 0 <= minimum <= maximum:
         raise UsageError(f"adapt(): {minimum:g} to {maximum:g} workers is no range; minimum is 0 or more, and at most maximum")
     return minimum, maximum

@@ -17,7 +17,8 @@ from localdask.api.control import worker_names
 from localdask.api.futures import parse_timeout
 from localdask.errors import UsageError
 from localdask.messages import Function, TaskSpec
-from localdask.sizing import check_count, check_priority, check_resources
+from localdask.parameters import check_count, check_priority
+from localdask.sizing import check_resources
 from localdask.system import codec
 from localdask.system.keys import check_key
 

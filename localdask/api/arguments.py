@@ -6,18 +6,22 @@ runs nothing of them.
 
 from __future__ import annotations
 
+import operator
 import os
 import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from localdask import sizing
 from localdask.errors import PreloadError, StartError, UsageError
+from localdask.parameters import check_count, check_function, read
+from localdask.sizing import BYTES, SECONDS
 
 if TYPE_CHECKING:
     from localdask.preloads.sources import Source
     from localdask.state.lifetimes import Lifetime
 
-__all__ = ["check_arguments", "check_name", "make_local_directory", "read_lifetime", "read_limits", "read_preloads"]
+__all__ = ["check_arguments", "check_kinds", "check_name", "make_local_directory", "read_lifetime", "read_limit", "read_preloads"]
 
 
 def check_arguments(name: Any, start_method: str, processes: bool, preload_nanny: Any) -> None:
@@ -34,6 +38,36 @@ def check_arguments(name: Any, start_method: str, processes: bool, preload_nanny
         )
 
 
+def check_kinds(**given: Any) -> None:
+    """Refuse what is not of the kind that its parameter has."""
+    for name, value in given.items():
+        if name in _CALLS:
+            check_function(name, value, _CALLS[name])
+        elif value is not None:
+            read(name, value, *_KINDS[name])
+
+
+def _words(value: Any) -> list[str]:
+    """Return arguments of preloads, or raise ``TypeError``; which preload has which is seen later."""
+    return [value] if isinstance(value, str) else list(value)
+
+
+#: Parameters of a cluster that are functions, and how they are called.
+_CALLS = {"on_reload": "f(record)", "on_event": "f(kind, **fields)", "on_log": "f(source, stream, line)"}
+#: Others: how each is read, and what it is.
+_KINDS: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "local_directory": (os.fspath, "a folder's path"),
+    "allowed_failures": (operator.index, "a whole number of deaths"),
+    "lifetime": (sizing.parse_duration, SECONDS),
+    "lifetime_stagger": (sizing.parse_duration, SECONDS),
+    "lifetime_memory": (sizing.parse_bytes, BYTES),
+    **dict.fromkeys(
+        ("preload_argv", "preload_nanny_argv", "preload_scheduler_argv"),
+        (_words, "one text, a list of texts for all preloads, or such a list for each"),
+    ),
+}
+
+
 def check_name(name: Any, said: str, more: str = "") -> None:
     """Refuse what can be no cluster's name; ``said`` is how the user gave it."""
     if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name):
@@ -47,21 +81,19 @@ def read_lifetime(duration: Any, stagger: Any, restart: bool | None, tasks: int 
 
     given = {"duration": duration, "stagger": stagger, "restart": restart, "tasks": tasks, "memory": memory}
     known = {key: config.get(f"worker.lifetime.{key}", None) if value is None else value for key, value in given.items()}
-    seconds = {key: None if known[key] is None else sizing.parse_duration(known[key]) for key in ("duration", "stagger")}
-    n_tasks = sizing.check_count("lifetime_tasks", known["tasks"], " of tasks (worker.lifetime.tasks)")
-    nbytes = None if known["memory"] is None or not processes else sizing.parse_bytes(known["memory"])
+    names = {"duration": "lifetime", "stagger": "lifetime_stagger"}
+    seconds = {key: read(name, known[key], sizing.parse_duration, SECONDS) for key, name in names.items()}
+    n_tasks = check_count("lifetime_tasks", known["tasks"], " of tasks (worker.lifetime.tasks)")
+    nbytes = None if known["memory"] is None or not processes else read("lifetime_memory", known["memory"], sizing.parse_bytes, BYTES)
     return check_lifetime(seconds["duration"], seconds["stagger"] or 0.0, bool(known["restart"]), n_tasks, nbytes)
 
 
-def read_limits(setup: float | str, teardown: float | str) -> tuple[float, float]:
-    """Return the limits of one ``dask_setup`` and of one ``dask_teardown``, in seconds."""
-    limits = []
-    for name, value in (("setup_timeout", setup), ("teardown_timeout", teardown)):
-        seconds = sizing.parse_duration(value) if isinstance(value, (int, float, str)) else None
-        if seconds is None:
-            raise UsageError(f"{name}={value!r}; it is seconds, or a text like '30s'")
-        limits.append(seconds)
-    return limits[0], limits[1]
+def read_limit(name: str, value: float | str) -> float:
+    """Return a time that there must be, in seconds."""
+    seconds = read(name, value, sizing.parse_duration, SECONDS)
+    if seconds is None:
+        raise UsageError(f"{name}={value!r}; it is {SECONDS}")
+    return seconds
 
 
 def read_preloads(role: str, specs: Any, argv: Any, *, allow_url: bool = False, trust: bool = False) -> list[Source]:

@@ -95,6 +95,8 @@ class as_completed(Generic[R]):
 
     def update(self, futures: Iterable[Future[R]]) -> None:
         """Wait for more futures."""
+        if not isinstance(futures, Iterable):
+            raise TypeError(f"as_completed takes an iterable of futures, and {futures!r:.80} is none: give a list")
         for future in futures:
             self.add(future)
 

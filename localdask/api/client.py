@@ -25,7 +25,7 @@ from localdask.api.collections import Collections
 from localdask.api.control import Control
 from localdask.api.datasets import Publishing
 from localdask.api.executing import Executing
-from localdask.api.futures import CANCELLED, LOST, Future, FutureState, futures_in, parse_timeout
+from localdask.api.futures import CANCELLED, LOST, Future, FutureState, futures_given, parse_timeout
 from localdask.api.hearing import Hearing
 from localdask.api.likeness import Likeness, take_client_words
 from localdask.api.links import Link, SchedulerLink, SocketLink, TaskLink, check_same_cluster
@@ -449,12 +449,12 @@ class Client(
         reason, msg : str, optional
             Told by the error that ``result`` raises.
         """
-        keys = [future.key for future in futures_in(futures)]
+        keys = [future.key for future in futures_given(futures, "cancel")]
         self._link.post([CancelKeys(self.id, keys, reason or "unknown", msg or "", force)])
 
     def retry(self, futures: Any) -> None:
         """Run erred tasks again, and those that failed because of them."""
-        self._link.post([RetryKeys(self.id, [future.key for future in futures_in(futures)])])
+        self._link.post([RetryKeys(self.id, [future.key for future in futures_given(futures, "retry")])])
 
     def _fire_and_forget(self, keys: list[str]) -> None:
         self._link.post([FireAndForget(self.id, keys)])

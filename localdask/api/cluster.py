@@ -22,12 +22,13 @@ from typing import TYPE_CHECKING, Any
 
 from localdask import sizing
 from localdask.api import client as client_room
-from localdask.api.arguments import check_arguments, make_local_directory, read_lifetime, read_limits, read_preloads
+from localdask.api.arguments import check_arguments, check_kinds, make_local_directory, read_lifetime, read_limit, read_preloads
 from localdask.api.futures import parse_timeout
 from localdask.api.likeness import check_cluster_words
 from localdask.api.links import PYTHON
 from localdask.errors import ClosedClusterError, PreloadError, UsageError, WorkerStartTimeoutError
 from localdask.messages import BeginNanny
+from localdask.parameters import check_count, read
 from localdask.processes.launching import begin_launcher
 from localdask.system import segments
 from localdask.system.shield import ShieldedLock
@@ -103,7 +104,7 @@ class LocalCluster:
     reload_policy : {"atomic", "rolling", "restart", "off"}
         What a saved preload does: swapped in all processes or none, one worker after the other, by
         new worker processes, or nothing.
-    reload_grace : float
+    reload_grace : float or str
         Seconds after which a reload that waits for running tasks warns.
     reload_overrun : {"wait", "interrupt", "restart-worker"}
         What happens then: wait on, interrupt the tasks (as Ctrl-C would; they run again, on the new code), or replace the worker. One
@@ -181,7 +182,7 @@ class LocalCluster:
         trust_preload: bool = False,
         allowed_failures: int | None = None,
         reload_policy: str = "atomic",
-        reload_grace: float = 10.0,
+        reload_grace: float | str = 10.0,
         reload_overrun: str = "wait",
         on_reload: Callable[[ReloadRecord], None] | None = None,
         on_event: Callable[..., None] | None = None,
@@ -191,13 +192,22 @@ class LocalCluster:
     ) -> None:
         dasks_preload, dasks_argv, plugins = check_cluster_words(kwargs, plugins, maker=LocalCluster.__init__)
         check_arguments(name, start_method, processes, preload_nanny)
+        check_kinds(preload_argv=preload_argv, preload_nanny_argv=preload_nanny_argv, preload_scheduler_argv=preload_scheduler_argv)
+        check_kinds(local_directory=local_directory, allowed_failures=allowed_failures)
+        check_kinds(lifetime=lifetime, lifetime_stagger=lifetime_stagger, lifetime_memory=lifetime_memory)
+        check_kinds(on_reload=on_reload, on_event=on_event, on_log=on_log)
+        limits_s = read_limit("setup_timeout", setup_timeout), read_limit("teardown_timeout", teardown_timeout)
+        grace_s, death_s = read_limit("reload_grace", reload_grace), parse_timeout(death_timeout, "death_timeout")
+        self.status, self._machine = "created", sizing.read_machine()
+        self._plan = sizing.plan_workers(n_workers, threads_per_worker, self._machine.n_cpus, processes=processes)
+        memory = sizing.worker_memory(
+            memory_limit, self._machine, n_workers=self._plan.n_workers, nthreads=self._plan.nthreads, given=memory_limit != ""
+        )
         if processes:
             begin_launcher()
         from localdask.api import parts  # noqa: PLC0415 - 20 ms, during which the launcher starts
 
         self.name, self._is_named = name or os.urandom(4).hex(), bool(name)
-        self.status, self._machine = "created", sizing.read_machine()
-        self._plan = sizing.plan_workers(n_workers, threads_per_worker, self._machine.n_cpus, processes=processes)
         read = partial(read_preloads, allow_url=allow_url_preload, trust=trust_preload)
         self._sources = {
             "scheduler": read("scheduler", preload_scheduler or dasks_preload, preload_scheduler_argv or dasks_argv),
@@ -206,15 +216,11 @@ class LocalCluster:
         }
         self._tells_nobody = on_event is None
         self._on_event, self._on_reload = on_event or parts.tell_of_reloads, on_reload
-        memory = sizing.worker_memory(
-            memory_limit, self._machine, n_workers=self._plan.n_workers, nthreads=self._plan.nthreads, given=memory_limit != ""
-        )
         living = read_lifetime(lifetime, lifetime_stagger, lifetime_restart, lifetime_tasks, lifetime_memory, processes=processes)
-        limits_s = read_limits(setup_timeout, teardown_timeout)
         self._settings = parts.worker_settings(self._plan.nthreads, memory, living, limits_s, resources, local_directory, env)
         self._settings.update(preload_optional=preload_optional, method=start_method)
         n_preloads = max(map(len, self._sources.values()))
-        reloading = parts.reload_settings(reload_policy, reload_grace, reload_overrun, limits_s, n_preloads)
+        reloading = parts.reload_settings(reload_policy, grace_s, reload_overrun, limits_s, n_preloads)
         n_failures = int(parts.config.get("scheduler.allowed-failures", 3)) if allowed_failures is None else allowed_failures
         self.scheduler = parts.Scheduler(self.name, allowed_failures=n_failures, on_event=self._tell, limits_s=limits_s)
         self.scheduler.address = f"local://{self.name}"
@@ -239,7 +245,7 @@ class LocalCluster:
         parts.Reception(self, self._reloader)
         self._plugin_keeper = self._supervisor.plugins_ear = parts.PluginKeeper(self.scheduler, lambda: self._supervisor.handles, plugins)
         self._closing, self._pid = threading.Lock(), os.getpid()
-        self._start(parse_timeout(death_timeout), processes=processes)
+        self._start(death_s, processes=processes)
 
     # ── beginning ────────────────────────────────────────────────────────────
 
@@ -484,7 +490,7 @@ class LocalCluster:
         from localdask.api import parts  # noqa: PLC0415 - see __init__
 
         self._check_open()
-        n = sizing.check_count("n", n) or 0
+        n = check_count("n", n) or 0
         if n < 0:
             raise ValueError(f"scale({n}): a cluster has no fewer than 0 workers")
         if memory is not None:
@@ -492,9 +498,9 @@ class LocalCluster:
                 raise UsageError(
                     "scale(memory=…) counts workers by their memory limit, and these have none; give memory_limit to the cluster"
                 )
-            n = max(n, math.ceil(sizing.parse_bytes(memory) / self.memory_limit))
+            n = max(n, math.ceil(read("memory", memory, sizing.parse_bytes, sizing.BYTES) / self.memory_limit))
         if cores is not None:
-            n = max(n, math.ceil(cores / self._plan.nthreads))
+            n = max(n, math.ceil(read("cores", cores, float, "a number of threads") / self._plan.nthreads))
         # Those that have not started yet go first, then the youngest; those where actors live go last.
         homes = self.scheduler.decide(parts.actors.homes)
         names = sorted(self._supervisor.handles, key=lambda name: (name not in homes) + (name not in self.scheduler.workers))
@@ -504,13 +510,13 @@ class LocalCluster:
         self._supervisor.ask_for(n)
 
     def retire_workers(
-        self, workers: Iterable[str] | None = None, close_workers: bool = True, grace: float | None = None
+        self, workers: str | Iterable[str] | None = None, close_workers: bool = True, grace: float | str | None = None
     ) -> dict[str, dict[str, Any]]:
         """Take workers, by name, out of the cluster without losing anything; as ``Client.retire_workers``, which says more."""
         from localdask.api import parts  # noqa: PLC0415 - see __init__
 
         self._check_open()
-        grace_s = parts.RETIRE_GRACE_S if grace is None else grace
+        grace_s = parse_timeout(parts.RETIRE_GRACE_S if grace is None else grace, "grace") or 0.0
         names = list(self._supervisor.handles)
         if workers is None:
             homes = self.scheduler.decide(parts.actors.homes)
@@ -518,7 +524,7 @@ class LocalCluster:
             idle = [name for name, worker in present if worker is not None and not worker.n_occupied]
             names = self._plugin_keeper.removable(idle)[1:]
         else:
-            wanted = set(workers)
+            wanted = set(parts.worker_names(workers))
             names = [name for name in names if name in wanted]
         known = self.scheduler_info["workers"]
         if close_workers:
@@ -557,10 +563,7 @@ class LocalCluster:
         from localdask.api import parts  # noqa: PLC0415 - see __init__
 
         self._check_open()
-        if self._adaptive is not None:
-            options = {**self._adaptive.options, **options}
-            self._adaptive.stop()
-        self._adaptive = parts.Adaptive(self, options, nthreads=self._plan.nthreads, n_cpus=self._machine.n_cpus)
+        self._adaptive = parts.Adaptive(self, options, self._adaptive, nthreads=self._plan.nthreads, n_cpus=self._machine.n_cpus)
         return self._adaptive
 
     def restart(self, timeout: float | None = None, wait_for_workers: bool = True) -> None:

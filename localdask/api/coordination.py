@@ -16,6 +16,7 @@ from localdask.api.asking import Answer
 from localdask.api.asynchronous import in_loop
 from localdask.api.client import Client, get_client
 from localdask.errors import UsageError
+from localdask.system.keys import is_key
 
 __all__ = ["Coordinated", "Undo", "value_of"]
 
@@ -41,19 +42,28 @@ class Coordinated:
     """
 
     def __init__(self, name: str | None = None, client: Client | None = None) -> None:
-        self.name = name or f"{type(self).__name__.lower()}-{os.urandom(16).hex()}"
+        kind = type(self).__name__
+        if name is not None and not is_key(name):
+            raise UsageError(f"{kind}(name={name!r:.80}); it is a text")
+        if client is not None:
+            self._check(client)
+        self.name = name or f"{kind.lower()}-{os.urandom(16).hex()}"
         self._client = client
 
     @property
     def client(self) -> Client:
         """The client that it asks: the one it was given, else the current one."""
-        client: Any = self._client if self._client is not None else get_client()
-        if not isinstance(client, Client):  # that of a Dask cluster, which ``connect`` gave
-            kind = type(self).__name__
-            raise UsageError(
-                f"localdask.{kind} works on clusters of localdask, and this client is of {type(client).__module__}: use its own {kind}"
-            )
-        return client
+        return self._client or self._check(get_client())
+
+    def _check(self, client: Any) -> Client:
+        if isinstance(client, Client):
+            return client
+        kind = type(self).__name__
+        if hasattr(client, "submit"):  # that of a Dask cluster, which ``connect`` gave
+            mend = f"this client is of {type(client).__module__}: use its own {kind}"
+        else:
+            mend = f"client={client!r:.80} is no Client of one: leave it out for the current one"
+        raise UsageError(f"localdask.{kind} works on clusters of localdask, and {mend}")
 
     def __reduce__(self) -> Any:
         return type(self), (self.name,)

@@ -178,8 +178,8 @@ class Datasets(MutableMapping[Any, Any]):
             raise TypeError("the datasets of an asynchronous client cannot be asked here: await its list_datasets(), publish_dataset(), …")
 
 
-def _path(key: Any) -> list[str]:
-    return [key] if isinstance(key, str) else list(key)
+def _path(key: Any) -> Any:
+    return _plain(list(key) if isinstance(key, (list, tuple)) else [key])
 
 
 def _plain(value: Any) -> Any:

@@ -14,8 +14,9 @@ from types import TracebackType
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from localdask.api.callbacks import CallbackThread
+from localdask.parameters import check_function, read
 from localdask.preloads.standins import real_distributed
-from localdask.sizing import parse_duration
+from localdask.sizing import SECONDS, parse_duration
 from localdask.system import codec
 
 R = TypeVar("R")
@@ -27,9 +28,11 @@ CANCELLED = "cancelled"
 LOST = "lost"
 
 
-def parse_timeout(timeout: float | str | None) -> float | None:
-    """Return seconds for ``5``, ``"5s"``, ``"100 ms"`` or ``"2 min"``; None stays None."""
-    return parse_duration(timeout) if isinstance(timeout, str) else timeout
+def parse_timeout(timeout: Any, name: str = "timeout") -> float | None:
+    """Return seconds for ``5``, ``"5s"``, ``"100 ms"`` or ``"2 min"``; None stays None. ``name`` is the parameter's."""
+    if timeout is None or hasattr(timeout, "__float__"):  # also infinity, and what was over before it began
+        return timeout  # type: ignore[no-any-return]
+    return read(name, timeout, parse_duration, SECONDS)
 
 
 class FutureState:
@@ -316,6 +319,7 @@ class Future(Generic[R]):
 
     def add_done_callback(self, fn: Callable[[Future[R]], Any]) -> None:
         """Call ``fn(future)`` on this process's callback thread once the task is done."""
+        check_function("fn", fn, "fn(future)")
         _callbacks.expect()
 
         def call(future: Future[R] = self) -> None:
@@ -408,6 +412,21 @@ def futures_in(obj: Any) -> list[Future[Any]]:
     return found
 
 
+def futures_given(obj: Any, what: str) -> list[Future[Any]]:
+    """Return the futures in what a user gave to ``what``; raise ``TypeError`` when it has other things, and none."""
+    found = futures_in(obj)
+    stack = [] if found else [obj]
+    while stack:
+        item = stack.pop()
+        if type(item) in (list, tuple, set, frozenset):
+            stack.extend(item)
+        elif type(item) is dict:
+            stack.extend(item.values())
+        elif not is_collection(item) and dask_of(item) is None:
+            raise TypeError(f"{what} takes futures, and {item!r:.80} is none: give what submit, map or futures_of returned")
+    return found
+
+
 def wait(fs: Any, timeout: float | str | None = None, return_when: str = "ALL_COMPLETED") -> DoneAndNotDoneFutures:
     """Wait until all futures, or the first of them, are done. Meanings as in Dask.
 
@@ -432,7 +451,7 @@ def wait(fs: Any, timeout: float | str | None = None, return_when: str = "ALL_CO
     FuturesCancelledError
         Some of those that are done were cancelled.
     """
-    futures = futures_in(fs)
+    futures = futures_given(fs, "wait")
     if return_when not in ("ALL_COMPLETED", "FIRST_COMPLETED"):
         raise NotImplementedError(f"return_when={return_when!r}; localdask, like Dask, knows 'ALL_COMPLETED' and 'FIRST_COMPLETED'")
     if not futures:
@@ -465,5 +484,5 @@ def fire_and_forget(obj: Any) -> None:
     """
     if (distributed := dask_of(obj)) is not None:
         distributed.fire_and_forget(obj)
-    for future in futures_in(obj):
+    for future in futures_given(obj, "fire_and_forget"):
         future._client._fire_and_forget([future.key])

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from localdask.api.futures import parse_timeout
 from localdask.errors import UsageError
+from localdask.parameters import read
 from localdask.spelling import mend_of
 from localdask.system.signatures import parameters_of
 
@@ -71,14 +72,14 @@ def check_cluster_words(words: Mapping[str, Any], plugins: Iterable[Any] = (), *
     ``maker`` is what takes the others, one of which may have been misspelt. Returns what ``scheduler_kwargs`` asks for, with
     its plugins after the given ones.
     """
-    told = SchedulerWords(plugins=tuple(plugins))
+    told = SchedulerWords(plugins=read("plugins", plugins, tuple, "a list of plugins"))
     for name, value in words.items():
         if name == "scheduler_kwargs" and value:
             unknown = [word for word in value if word not in SchedulerWords._fields and word not in _IDLE_OF_CLUSTER]
             if unknown:
                 known = ", ".join(SchedulerWords._fields)
                 raise UsageError(f"scheduler_kwargs: a scheduler here has no {', '.join(unknown)}; it takes {known}")
-            told = SchedulerWords(value.get("preload"), value.get("preload_argv"), (*plugins, *(value.get("plugins") or ())))
+            told = SchedulerWords(value.get("preload"), value.get("preload_argv"), (*told.plugins, *(value.get("plugins") or ())))
         elif name in _IDLE_OF_CLUSTER or value is None or value in _HARMLESS.get(name, ()):
             continue
         elif name in _MISSED_OF_CLUSTER:

@@ -93,4 +93,4 @@ class Looking:
             What was known of each retired worker, by address, as in ``scheduler_info()["workers"]``.
         """
         names = None if workers is None else worker_names(workers)
-        return self._ask("retire_workers", names, bool(close_workers), parse_timeout(grace))  # type: ignore[no-any-return]
+        return self._ask("retire_workers", names, bool(close_workers), parse_timeout(grace, "grace"))  # type: ignore[no-any-return]

@@ -8,6 +8,8 @@ from typing import Any
 from localdask.api.client import Client
 from localdask.api.futures import parse_timeout
 from localdask.api.semaphores import Leased, own_attempt, time_to_wait
+from localdask.parameters import check_count, read
+from localdask.system.keys import is_key
 
 __all__ = ["MultiLock"]
 
@@ -40,16 +42,17 @@ class MultiLock(Leased):
     _release_word = "multilock_release"
 
     def __init__(self, names: Iterable[str], client: Client | None = None) -> None:
-        self.names = list(names)
-        if isinstance(names, str) or not self.names or len(set(self.names)) < len(self.names):
+        self.names = read("names", names, list, "a list of different names")
+        if isinstance(names, str) or not self.names or not all(map(is_key, self.names)) or len(set(self.names)) < len(self.names):
             raise ValueError(f"MultiLock({names!r}): give a list of different names")
-        super().__init__("-".join(self.names), client)
+        super().__init__("-".join(map(str, self.names)), client)
 
     def __reduce__(self) -> Any:
         return type(self), (self.names,)
 
     def _acquire_words(self, timeout: float | str | None, num_locks: int | None = None) -> tuple[Any, ...]:
-        n = len(self.names) if num_locks is None else num_locks
+        n = check_count("num_locks", num_locks, " of locks")
+        n = len(self.names) if n is None else n
         if not 1 <= n <= len(self.names):
             raise ValueError(f"num_locks={n}: there are {len(self.names)} names")
         return "multilock_acquire", self.names, n, parse_timeout(timeout), own_attempt()

@@ -7,6 +7,7 @@ for none of it. Nothing is decided or done here.
 
 from localdask import config
 from localdask.api.adapting import Adaptive
+from localdask.api.control import worker_names
 from localdask.api.inspection import describe
 from localdask.api.reception import Reception
 from localdask.api.worker_settings import worker_settings
@@ -51,5 +52,6 @@ __all__ = [
     "reload_settings",
     "sweep_doors",
     "tell_of_reloads",
+    "worker_names",
     "worker_settings",
 ]

@@ -69,7 +69,7 @@ class Profiling:
 
         self._begin_sampling()
         now = self._ask("record_tasks") if isinstance(start, str) or isinstance(stop, str) else 0.0
-        since, until = (now - (parse_timeout(at) or 0.0) if isinstance(at, str) else at for at in (start, stop))
+        since, until = (now - (parse_timeout(at, "start or stop") or 0.0) if isinstance(at, str) else at for at in (start, stop))
         found = self.run(read_samples, since, until, key, workers=workers, on_error="ignore")
         merged = tree_of(row for rows in found.values() for row in rows)
         if plot or filename:

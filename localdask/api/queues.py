@@ -10,7 +10,7 @@ from localdask.api.client import Client
 from localdask.api.coordination import Coordinated, value_of
 from localdask.api.futures import parse_timeout
 from localdask.api.handing import kept, pack, taken, tell
-from localdask.sizing import check_count
+from localdask.parameters import check_count
 
 __all__ = ["Queue"]
 

@@ -15,6 +15,7 @@ from localdask.api.client import Client
 from localdask.api.coordination import Coordinated, value_of
 from localdask.api.futures import parse_timeout
 from localdask.api.handing import tell
+from localdask.parameters import check_count
 from localdask.processes.runner import current_runner
 
 __all__ = ["Leased", "Lock", "Semaphore"]
@@ -134,7 +135,7 @@ class Semaphore(Leased):
         scheduler_rpc: Any = None,
         loop: Any = None,
     ) -> None:
-        if max_leases < 1:
+        if (check_count("max_leases", max_leases, " of those that may hold it at once") or 0) < 1:
             raise ValueError(f"Semaphore(max_leases={max_leases}): at least one must be able to hold it")
         super().__init__(name, client)
         self.max_leases = max_leases

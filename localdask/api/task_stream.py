@@ -48,7 +48,7 @@ class Streaming:
             ``key``, ``name`` (of the function), ``worker``, ``thread`` (a number), ``status``, ``nbytes``, ``type`` and ``startstops``.
         """
         now = self._ask("record_tasks")
-        since, until = (now - (parse_timeout(at) or 0.0) if isinstance(at, str) else at for at in (start, stop))
+        since, until = (now - (parse_timeout(at, "start or stop") or 0.0) if isinstance(at, str) else at for at in (start, stop))
         stream = stream_of(self._ask("recorded_tasks", since, count))
         return [row for row in stream if until is None or row["startstops"][0]["start"] <= until]
 

@@ -15,6 +15,8 @@ from functools import partial
 from queue import SimpleQueue
 from typing import Any
 
+from localdask.parameters import check_function, read
+
 __all__ = ["Listening"]
 
 
@@ -36,6 +38,7 @@ class Listening:
         handler : callable
             Takes the event.
         """
+        check_function("handler", handler, "f((time, message))")
         if self._news is None:
             news = self._news = SimpleQueue()
             threading.Thread(target=_live, args=(news,), name="localdask-topics", daemon=True).start()
@@ -51,7 +54,8 @@ class Listening:
 
     def log_event(self, topic: str | list[str], msg: Any) -> None:
         """Tell all who listen to a topic, or to several, of a message of plain data; scheduler plugins, too."""
-        self._ask("log_event", [topic] if isinstance(topic, str) else list(topic), msg)
+        topics = [topic] if isinstance(topic, str) else read("topic", topic, list, "a text, or a list of texts")
+        self._ask("log_event", topics, msg)
 
     def get_events(self, topic: str | None = None) -> Any:
         """Return the last events of a topic: ``(time, message)``, oldest first; without a topic, those of all, by topic.

@@ -7,7 +7,19 @@ from typing import Any
 
 import pytest
 
-from localdask import Client, LocalCluster, annotate, as_completed
+from localdask import (
+    Client,
+    LocalCluster,
+    Lock,
+    MultiLock,
+    Queue,
+    Semaphore,
+    annotate,
+    as_completed,
+    fire_and_forget,
+    wait,
+)
+from localdask.api import cluster as cluster_room
 from localdask.errors import UsageError
 
 pytestmark = pytest.mark.shared
@@ -30,6 +42,25 @@ pytestmark = pytest.mark.shared
         (lambda client: LocalCluster(n_workers=1, env={3: "A"}), UsageError, "3 cannot be set in an environment"),
         (lambda client: LocalCluster(n_workers=1, env={"A=B": "C"}), UsageError, "'A=B' cannot be set"),
         (lambda client: LocalCluster(n_workers=1, env=3), UsageError, "env=3; it is a mapping"),  # type: ignore[arg-type]
+        (lambda client: as_completed(3), TypeError, "as_completed takes an iterable of futures, and 3 is none"),
+        (lambda client: wait([3]), TypeError, "wait takes futures, and 3 is none"),
+        (lambda client: client.cancel("key"), TypeError, "cancel takes futures, and 'key' is none"),
+        (lambda client: client.retry([{"a": 3}]), TypeError, "retry takes futures, and 3 is none"),
+        (lambda client: fire_and_forget(3), TypeError, "fire_and_forget takes futures, and 3 is none"),
+        (lambda client: client.submit(abs, -1).add_done_callback(3), UsageError, r"fn=3; it is a function, called as fn\(future\)"),  # type: ignore[arg-type]
+        (lambda client: client.submit(abs, -1).result(timeout=[]), UsageError, r"timeout: \[\] is no duration"),  # type: ignore[arg-type]
+        (lambda client: Semaphore("x"), UsageError, "max_leases='x'; it is a whole number"),  # type: ignore[arg-type]
+        (lambda client: Lock(["a"]), UsageError, r"Lock\(name=\['a'\]\); it is a text"),  # type: ignore[arg-type]
+        (lambda client: Queue("q", client=3), UsageError, "Queue works on clusters of localdask, and client=3 is no Client"),  # type: ignore[arg-type]
+        (lambda client: MultiLock(3), UsageError, "names=3; it is a list"),  # type: ignore[arg-type]
+        (lambda client: MultiLock(["a"]).acquire(num_locks="x"), UsageError, "num_locks='x'; it is a whole number"),  # type: ignore[arg-type]
+        (lambda client: client.log_event(3, 4), UsageError, "topic=3; it is a text, or a list"),  # type: ignore[arg-type]
+        (lambda client: client.subscribe_topic("a", 3), UsageError, "handler=3; it is a function"),  # type: ignore[arg-type]
+        (lambda client: client.retire_workers("w7", grace="x"), UsageError, "grace: 'x' is no duration"),
+        (lambda client: client.cluster.scale(cores="x"), UsageError, "cores='x'; it is a number of threads"),
+        (lambda client: client.cluster.adapt(minimum="x"), UsageError, "minimum='x'; it is a number of workers"),
+        (lambda client: client.cluster.adapt(maximum_memory=[]), UsageError, r"maximum_memory: \[\] is no size"),
+        (lambda client: client.cluster.adapt(interval="x"), UsageError, "interval: 'x' is no duration"),
     ],
 )
 def test_it_names_the_argument_and_the_mend(client: Client, call: Callable[[Client], Any], kind: type[Exception], text: str) -> None:
@@ -48,3 +79,50 @@ def test_blocks_are_judged_each_for_itself(client: Client) -> None:
             client.submit(abs, -6)
     with pytest.raises(UsageError, match="retries='x'"), annotate(retries="x"):
         pass
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        ({"memory_limit": []}, r"memory_limit: \[\] is no size: write a number of bytes"),
+        ({"plugins": 3}, "plugins=3; it is a list of plugins"),
+        ({"preload_argv": 3}, "preload_argv=3; it is one text, a list"),
+        ({"local_directory": 3}, "local_directory=3; it is a folder's path"),
+        ({"reload_grace": "x"}, "reload_grace: 'x' is no duration: write seconds"),
+        ({"reload_grace": -1}, "reload_grace: -1 is no duration"),
+        ({"death_timeout": []}, r"death_timeout: \[\] is no duration"),
+        ({"setup_timeout": None}, "setup_timeout=None; it is seconds"),
+        ({"lifetime_memory": []}, r"lifetime_memory: \[\] is no size"),
+        ({"allowed_failures": "x"}, "allowed_failures='x'; it is a whole number of deaths"),
+        ({"on_event": 3}, r"on_event=3; it is a function, called as f\(kind"),
+        ({"on_log": 3}, r"on_log=3; it is a function, called as f\(source"),
+        ({"on_reload": 3}, r"on_reload=3; it is a function, called as f\(record\)"),
+    ],
+)
+def test_a_cluster_names_the_argument_before_it_starts_anything(words: dict[str, Any], text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster_room, "begin_launcher", lambda: pytest.fail("a process was started"))
+    with pytest.raises(UsageError, match=text):
+        LocalCluster(n_workers=1, **words)
+
+
+def test_metadata_go_by_any_plain_name(client: Client) -> None:
+    client.set_metadata(3, 4)
+    assert client.get_metadata(3) == 4
+    with pytest.raises(TypeError, match="metadata are plain data"):
+        client.set_metadata(object(), 4)
+
+
+def test_one_worker_is_retired_by_its_name_alone() -> None:
+    with LocalCluster(n_workers=2, threads_per_worker=1) as cluster:
+        retired = cluster.retire_workers("w1")
+        assert [worker["name"] for worker in retired.values()] == ["w1"]
+        assert list(cluster.workers) == ["w0"]
+
+
+def test_adapting_goes_on_as_it_was_after_a_call_that_was_refused() -> None:
+    with LocalCluster(n_workers=1, threads_per_worker=1) as cluster:
+        adaptive = cluster.adapt(minimum=1, maximum=2)
+        with pytest.raises(UsageError, match="no range"):
+            cluster.adapt(minimum=3)
+        assert "adapting" in repr(adaptive)
+        assert "1 to 3" in repr(cluster.adapt(maximum=3)) and "stopped" in repr(adaptive)

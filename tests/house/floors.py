@@ -12,7 +12,7 @@ import functools
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("cancellations",),
     ("errors", "version", "records", "spelling"),
-    ("messages",),
+    ("messages", "parameters"),
     ("layers", "sizing"),
     ("dask_config",),
     ("config",),
