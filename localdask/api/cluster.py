@@ -226,7 +226,7 @@ class LocalCluster:
         self.scheduler.address = f"local://{self.name}"
         self._journal = parts.Journal(self.scheduler)
         self.scheduler.on_garbage = self._unlink
-        hooks = {"setup_s": limits_s[0], "teardown_s": limits_s[1]}
+        hooks: dict[str, Any] = {"setup_s": limits_s[0], "teardown_s": limits_s[1]}
         self._preloads = parts.Preloads(self.scheduler, "scheduler", "scheduler", is_optional=preload_optional, **hooks)
         method, on_log = start_method if processes else None, self._journal.before(on_log or _write_through)
         self._supervisor = parts.Supervisor(self.scheduler, self._begin_words, method=method, tell=self._tell, on_log=on_log)

@@ -207,6 +207,14 @@ class WorkerStirred:
     """To the nanny: a worker that was not watched any more, because it had nothing to do, has been sent something."""
 
 
+@message(115)
+@record
+class BootGoesOn:
+    """From a nanny or worker whose start takes a while: it begins a body or hook that may take ``limit_s``."""
+
+    limit_s: float
+
+
 @message(121)
 @record
 class WorkerReady:

@@ -101,6 +101,8 @@ class Preloads:
         Limits in seconds: for a body or a setup, for one teardown, and for all teardowns together.
     is_optional : bool
         Whether a failing ``dask_setup`` is only told, as Dask does, and not raised.
+    on_hook : callable
+        Is given the time limit of each body and hook that begins.
     """
 
     def __init__(
@@ -113,6 +115,7 @@ class Preloads:
         teardown_s: float = TEARDOWN_S,
         teardowns_s: float = 8.0,
         is_optional: bool = False,
+        on_hook: Callable[[float], None] = lambda limit_s: None,
     ) -> None:
         self.service = service
         self.role = role
@@ -122,7 +125,7 @@ class Preloads:
         self.teardowns_s = teardowns_s
         self.is_optional = is_optional
         self.phase = ReloadPhase.IDLE
-        self._hooks = HookCaller()
+        self._hooks = HookCaller(on_hook)
         self._running: list[Generation] = []
         self._next: dict[int, Generation] = {}
         self._loading: Loading | None = None

@@ -47,9 +47,16 @@ class HookName:
 
 
 class HookCaller:
-    """Calls hooks one after another, and owns the event loop that asynchronous ones share."""
+    """Calls hooks one after another, and owns the event loop that asynchronous ones share.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    on_call : callable
+        Is given the time limit of each hook that begins.
+    """
+
+    def __init__(self, on_call: Callable[[float], None] = lambda limit_s: None) -> None:
+        self._on_call = on_call
         self._lock = threading.Lock()
         self._loop: Any = None
         self._is_busy = False
@@ -89,6 +96,7 @@ class HookCaller:
             result = call()
             return self._await(result) if isinstance(result, Awaitable) else result
 
+        self._on_call(timeout_s)
         try:
             return run_within(timeout_s, run, in_thread=_is_in_event_loop())
         except LimitPassed as passed:

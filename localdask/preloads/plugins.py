@@ -290,6 +290,8 @@ class Plugins(Mapping[str, Any]):
         Is given a text about each hook whose errors are not raised.
     setup_s, teardown_s : float
         Limits in seconds for beginning and for ending one plugin.
+    on_hook : callable
+        Is given the time limit of each beginning or end.
     """
 
     def __init__(
@@ -301,6 +303,7 @@ class Plugins(Mapping[str, Any]):
         report: Callable[[str], None],
         setup_s: float = SETUP_S,
         teardown_s: float = TEARDOWN_S,
+        on_hook: Callable[[float], None] = lambda limit_s: None,
     ) -> None:
         self.service = service
         self.kind = kind
@@ -312,7 +315,7 @@ class Plugins(Mapping[str, Any]):
         self._bound: dict[str, tuple[tuple[str, Callable[..., Any]], ...]] = {}
         self._calls: dict[str, tuple[Callable[..., Any], ...]] = {}
         self._told: set[tuple[str, str]] = set()
-        self._caller = HookCaller()
+        self._caller = HookCaller(on_hook)
 
     def __getitem__(self, name: str) -> Any:
         return self._plugins[name]

@@ -19,6 +19,7 @@ from localdask.errors import ExitWord, ProtocolError, StartError
 from localdask.messages import (
     BeginNanny,
     BootFailed,
+    BootGoesOn,
     Degraded,
     FunctionRan,
     LogLines,
@@ -345,6 +346,9 @@ class NannyHandle:
         self._keeper.reloads_ear.nanny_started(self, self._child.life)
         self._keeper.nanny_event(self, "nanny-ready", pid=word.pid)
 
+    def _boot_goes_on(self, word: BootGoesOn) -> None:
+        self._step(sv.BootProgressed(self._child.life, word.limit_s))
+
     def _worker_down(self, word: WorkerDown) -> None:
         if self._was_killed and self.is_ending:
             word = replace(word, word=ExitWord.ASKED.value)  # who forces the end expects it
@@ -375,6 +379,7 @@ class NannyHandle:
 
     _on_word: ClassVar[dict[type, Callable[[NannyHandle, Any], None]]] = {
         NannyReady: _ready,
+        BootGoesOn: _boot_goes_on,
         WorkerDown: _worker_down,
         WorkerPaused: _worker_pressed,
         WorkerResumed: _worker_pressed,

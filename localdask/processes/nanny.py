@@ -27,6 +27,7 @@ from localdask.messages import (
     BeginNanny,
     BeginWorker,
     BootFailed,
+    BootGoesOn,
     Degraded,
     KeepPreloads,
     LogLines,
@@ -50,6 +51,7 @@ from localdask.processes.memory_watch import MemoryWatch
 from localdask.processes.newborn import Newborn
 from localdask.processes.output import CapturedStream, LastLines, LineWriter, Outbox
 from localdask.processes.plugin_words import PLUGIN_WORDS, PluginWords
+from localdask.processes.starting import hook_limits
 from localdask.state import supervision as sv
 from localdask.state.memory import steps_of
 from localdask.system import outcomes, process, sessions
@@ -121,7 +123,7 @@ class Nanny:
         self._memory = MemoryWatch(self._loop, steps_of(settings), self._say)
         limits = sv.Limits(boot_limit_s=settings["setup_timeout_s"] + 5.0)
         self._child = sv.ChildState(limits=limits, life=settings.get("last_life", 0))
-        hooks = {"setup_s": settings["setup_timeout_s"], "teardown_s": settings["teardown_timeout_s"]}
+        hooks = hook_limits(self, settings, lambda word: self._channel.send([word]))
         self.preloads = Preloads(self, "nanny", self.name, is_optional=bool(settings.get("preload_optional")), **hooks)
         self.plugins = Plugins(self, "nanny", self.name, report=lambda text: print(text, file=sys.stderr), **hooks)
         self._plugin_words = PluginWords(self.plugins)
@@ -393,6 +395,8 @@ class Nanny:
         for word in words:
             if isinstance(word, WorkerReady):
                 self._step(sv.ChildReady(mine.life))
+            elif isinstance(word, BootGoesOn):
+                self._step(sv.BootProgressed(mine.life, word.limit_s))
             elif isinstance(word, BootFailed):
                 self._was_told_why = True
                 self._say(word)

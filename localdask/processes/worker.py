@@ -42,8 +42,8 @@ from localdask.processes.plugin_words import PLUGIN_WORDS, PluginWords
 from localdask.processes.runner import RUN_AGAIN, Runner
 from localdask.processes.scratch import Scratch
 from localdask.processes.spiller import HeldValues, Spiller
+from localdask.processes.starting import hook_limits
 from localdask.processes.surroundings import Surroundings
-from localdask.sizing import SETUP_S, TEARDOWN_S
 from localdask.system.board import private_board
 from localdask.system.process import end_process
 from localdask.system.segments import SegmentFolder
@@ -133,7 +133,7 @@ class Worker:
         self._scratch = Scratch(name, settings)
         self._surroundings = Surroundings(settings.get("local_directory") or "/") if self._has_process else None
         self._intake = Intake()
-        limits = {"setup_s": settings.get("setup_timeout_s") or SETUP_S, "teardown_s": settings.get("teardown_timeout_s") or TEARDOWN_S}
+        limits = hook_limits(self, settings, self._tell_nanny)
         self.plugins = Plugins(self, "worker", name, report=_tell, **limits)
         self._plugin_words = PluginWords(self.plugins, self._look_for_watchers)
         self._calls = Calls(self, self._answer_call, self._surroundings, self._plugin_words)
@@ -279,6 +279,11 @@ class Worker:
             has = self.nthreads, tuple(self.total_resources.items()), self.memory_limit
             self._desk.data.send([WorkerUp(self.name, self.life, os.getpid(), *has, self.preloads.numbers)])
         begin_listening(self._listener)
+
+    def _tell_nanny(self, word: Any) -> None:
+        if self._desk.supervise is not None:
+            with self.lock:
+                self._desk.supervise.send([word])
 
     def _begin_plugins(self) -> None:
         """Set up the plugins that are registered, as soon as the cluster said which."""

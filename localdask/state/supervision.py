@@ -77,6 +77,7 @@ class Limits:
     """
 
     boot_limit_s: float = 35.0
+    boot_step_margin_s: float = 5.0
     boot_grace_s: float = 1.0
     margin_s: float = 0.0
     terminate_wait_s: float = 0.3
@@ -148,6 +149,14 @@ class ChildReady:
 
 
 @record
+class BootProgressed:
+    """The child said that its start goes on with a step that may take ``limit_s``."""
+
+    life: int
+    limit_s: float = 0.0
+
+
+@record
 class BootBroken:
     """The child said that its start failed; it is about to end."""
 
@@ -183,13 +192,15 @@ class DeadlinePassed:
 
 
 Event: TypeAlias = (
-    "StartAsked | ChildStarted | StartRefused | ChildReady | BootBroken | ChildExited | StopAsked | RestartAsked | DeadlinePassed"
+    "StartAsked | ChildStarted | StartRefused | ChildReady | BootProgressed | BootBroken | ChildExited | StopAsked | RestartAsked"
+    " | DeadlinePassed"
 )
 EVENTS: tuple[type, ...] = (
     StartAsked,
     ChildStarted,
     StartRefused,
     ChildReady,
+    BootProgressed,
     BootBroken,
     ChildExited,
     StopAsked,
@@ -305,6 +316,12 @@ def _start_afresh(child: ChildState, event: Event, now: float) -> Commands:
 
 def _boot(child: ChildState, event: Event, now: float) -> Commands:
     _enter(child, Phase.BOOTING, child.deadline)
+    return []
+
+
+def _boot_on(child: ChildState, event: Event, now: float) -> Commands:
+    assert isinstance(event, BootProgressed) and child.deadline is not None
+    child.deadline = max(child.deadline, now + event.limit_s + child.limits.boot_step_margin_s)
     return []
 
 
@@ -511,6 +528,7 @@ _CELLS = {
     "start": Cell(_start, (Phase.STARTING,)),
     "afresh": Cell(_start_afresh, (Phase.STARTING,)),
     "boot": Cell(_boot, (Phase.BOOTING,)),
+    "go-on": Cell(_boot_on),
     "ready": Cell(_become_ready, (Phase.RUNNING,)),
     "refill": Cell(_refill),
     "give-up": Cell(_give_up_start, _BOOT_LOST),
@@ -534,19 +552,19 @@ _CELLS = {
     "end": Cell(_end, (Phase.ENDED,)),
 }
 _ROWS = """
-          StartAsked ChildStarted StartRefused ChildReady BootBroken ChildExited StopAsked RestartAsked DeadlinePassed
-idle      start      ✗            ✗            ✗          ✗          ✗           end       start        ·
-starting  ✗          boot         give-up      ✗          ✗          ✗           abort     refill       give-up
-aborting  ✗          stop-born    end          ✗          ✗          ✗           sooner    ·            end
-booting   ✗          ✗            ✗            ready      fail       lose-boot   stop      replace      overdue
-running   ✗          ✗            ✗            ·          ·          lose        stop      replace      ·
-failing   ✗          ✗            ✗            ·          ·          lose-boot   press     swap         kill
-stopping  ✗          ✗            ✗            ·          ·          stopped     press     ·            abandon
-replacing ✗          ✗            ✗            ·          ·          replaced    press     swap         climb
-waiting   ✗          stray        ·            ·          ·          ·           end       afresh       start
-degraded  ✗          stray        ·            ·          ·          ·           end       afresh       ·
-failed    ✗          stray        ·            ·          ·          ·           end       afresh       ·
-ended     ✗          stray        ·            ·          ·          ·           ·         ·            ·
+          StartAsked ChildStarted StartRefused ChildReady BootProgressed BootBroken ChildExited StopAsked RestartAsked DeadlinePassed
+idle      start      ✗            ✗            ✗          ✗              ✗          ✗           end       start        ·
+starting  ✗          boot         give-up      ✗          ✗              ✗          ✗           abort     refill       give-up
+aborting  ✗          stop-born    end          ✗          ✗              ✗          ✗           sooner    ·            end
+booting   ✗          ✗            ✗            ready      go-on          fail       lose-boot   stop      replace      overdue
+running   ✗          ✗            ✗            ·          ·              ·          lose        stop      replace      ·
+failing   ✗          ✗            ✗            ·          ·              ·          lose-boot   press     swap         kill
+stopping  ✗          ✗            ✗            ·          ·              ·          stopped     press     ·            abandon
+replacing ✗          ✗            ✗            ·          ·              ·          replaced    press     swap         climb
+waiting   ✗          stray        ·            ·          ·              ·          ·           end       afresh       start
+degraded  ✗          stray        ·            ·          ·              ·          ·           end       afresh       ·
+failed    ✗          stray        ·            ·          ·              ·          ·           end       afresh       ·
+ended     ✗          stray        ·            ·          ·              ·          ·           ·         ·            ·
 """
 
 

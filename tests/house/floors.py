@@ -109,6 +109,7 @@ STACKS: dict[str, tuple[tuple[str, ...], ...]] = {
             "desk",
             "spiller",
             "scratch",
+            "starting",
             "generation_words",
             "worker",
             "worker_process",

@@ -7,6 +7,7 @@ import io
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +205,26 @@ def test_a_worker_that_cannot_set_up_what_is_registered_does_not_serve(monkeypat
         os.kill(client.submit(os.getpid, workers="w0").result(), signal.SIGKILL)
         wait_until(lambda: "the plugin scarce failed in w0: setup raised LookupError: sold out" in said.getvalue())
         assert [worker.name for worker in cluster.scheduler.workers.values()] == ["w1"]
+
+
+class SlowToBegin(WorkerPlugin):
+    """Takes more than two seconds, as it says."""
+
+    setup_timeout = 30
+
+    def setup(self, worker: Any) -> None:
+        time.sleep(2.2)
+
+
+def test_a_start_may_take_as_long_as_its_hooks_may(tmp_path: Path) -> None:
+    """What waits for a process's start is told of each hook: together they take longer than one may."""
+    slow = [tmp_path / "slow_first.py", tmp_path / "slow_second.py", tmp_path / "slow_third.py"]
+    for path in slow:
+        path.write_text("import time\ndef dask_setup(service): time.sleep(2.2)\n")
+    with LocalCluster(n_workers=1, preload=list(map(str, slow)), setup_timeout=2.5, plugins=[SlowToBegin()]) as cluster:
+        assert len(cluster.workers) == 1
+        with Client(cluster) as client:
+            assert client.submit(int, 1).result() == 1
 
 
 def test_workers_in_threads_have_plugins_too() -> None:

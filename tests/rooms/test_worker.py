@@ -30,6 +30,7 @@ from localdask.messages import (
     BeginPlugins,
     BeginWorker,
     BootFailed,
+    BootGoesOn,
     ClientGone,
     DefineFunction,
     ForgetFunctions,
@@ -61,6 +62,7 @@ from localdask.processes import runner, worker_process
 from localdask.processes import worker as room
 from localdask.processes.runner import Reschedule, get_worker
 from localdask.processes.worker import Worker
+from localdask.sizing import SETUP_S
 from localdask.state.spilling import LET_GO_MIN
 from localdask.system import codec, outcomes, process, segments
 from localdask.system.board import map_board, note_unwatched, open_board, read_board
@@ -306,6 +308,16 @@ def test_the_first_words_register_with_the_scheduler_and_tell_the_nanny(begin: C
     rig = begin("main", is_up=False, resources=(("GPU", 2.0),), memory_limit=1000)
     assert rig.wait_for(WorkerUp) == WorkerUp("w0", 1, rig.pid, 1, (("GPU", 2.0),), 1000)
     assert rig.supervise is not None and rig.supervise.wait_for_message(WAIT_S) == [WorkerReady(1)]
+
+
+def test_a_start_that_takes_a_while_tells_the_nanny_of_each_further_hook(begin: Callable[..., Rig], tmp_path: Path) -> None:
+    rig = begin("main", (preload(tmp_path, "import time\ntime.sleep(1.1)\ndef dask_setup(worker): time.sleep(0.1)\n"),), is_up=False)
+    rig.wait_for(WorkerUp)
+    assert rig.supervise is not None
+    words = rig.supervise.wait_for_message(WAIT_S)
+    while WorkerReady(1) not in words:
+        words += rig.supervise.wait_for_message(WAIT_S)
+    assert [word for word in words if isinstance(word, (BootGoesOn, WorkerReady))] == [BootGoesOn(SETUP_S), WorkerReady(1)]
 
 
 def test_a_small_result_travels_with_the_word_that_it_is_done(rig: Rig) -> None:

@@ -17,6 +17,7 @@ from localdask.state.supervision import (
     AbortChild,
     AskChild,
     BootBroken,
+    BootProgressed,
     ChildExited,
     ChildReady,
     ChildStarted,
@@ -70,6 +71,17 @@ def test_a_wanted_child_is_started_and_becomes_ready() -> None:
     assert child.deadline == child.limits.boot_limit_s
     assert step(child, ChildReady(1), 0.2) == []
     assert child.deadline is None
+
+
+def test_a_child_whose_start_goes_on_has_time_for_the_next_step_and_never_less_than_it_had() -> None:
+    child = ChildState()
+    step(child, StartAsked(), 0.0)
+    step(child, ChildStarted(1), 0.0)
+    step(child, BootProgressed(1, 2.0), 1.0)
+    assert child.deadline == child.limits.boot_limit_s
+    step(child, BootProgressed(1, 30.0), 29.0)
+    assert child.deadline == 29.0 + 30.0 + child.limits.boot_step_margin_s
+    assert step(child, DeadlinePassed(), 60.0) == []
 
 
 def test_a_child_that_dies_is_replaced_at_once_by_the_next_life() -> None:
@@ -352,7 +364,7 @@ class World:
         if self.asked_for:
             found += ["started", "refused"]
         if self.child.life in self.alive:
-            found += ["ready", "broken"]
+            found += ["ready", "goes on", "broken"]
         if self.alive:
             found += ["exited", "exited late"]
         if self.child.deadline is not None:
@@ -377,6 +389,8 @@ class World:
             event = StartRefused(self.asked_for.pop(0))
         elif action == "ready":
             event = ChildReady(child.life)
+        elif action == "goes on":
+            event = BootProgressed(child.life, 20.0)
         elif action == "broken":
             event = BootBroken(child.life)
         elif action in ("exited", "exited late"):
