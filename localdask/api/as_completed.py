@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from queue import Empty, SimpleQueue
 from typing import Any, Generic, TypeVar
 
-from localdask.api.futures import Future, FutureState, LoopWaiter, dask_of, parse_timeout
+from localdask.api.futures import ERROR, Future, FutureState, LoopWaiter, dask_of, parse_timeout
 
 R = TypeVar("R")
 
@@ -49,9 +49,9 @@ class as_completed(Generic[R]):
     futures : iterable of Future
         What to wait for; ``add`` and ``update`` add more on the way.
     with_results : bool, default False
-        Yield ``(future, result)`` instead of futures.
+        Yield ``(future, result)`` instead of futures. The result of a cancelled one is its ``CancelledError``.
     raise_errors : bool, default True
-        With results: raise a failed task's error; otherwise it takes the result's place.
+        With results: raise a failed task's error; otherwise ``(type, error, traceback)`` takes the result's place.
     timeout : float or str, optional
         Seconds from now within which all must be done, else ``TimeoutError``.
 
@@ -141,12 +141,16 @@ class as_completed(Generic[R]):
     def _shown(self, future: Future[R]) -> Any:
         if not self.with_results:
             return future
-        try:
-            return future, future.result()
-        except BaseException as error:
-            if self.raise_errors or not future.done():
-                raise
-            return future, error
+        instead = self._instead(future)
+        return future, future.result() if instead is None else instead
+
+    def _instead(self, future: Future[R]) -> Any:
+        """Return what takes the place of a done future's result, or None when it has one, or an error to raise."""
+        state = future._state
+        if state.status == ERROR and not self.raise_errors:
+            error = self._client._exception_now(state)
+            return None if error is None else (type(error), error, error.__traceback__)
+        return self._client._cancellation_of(state)
 
     def __iter__(self) -> Iterator[Any]:
         return self
@@ -181,12 +185,8 @@ class as_completed(Generic[R]):
         future = self._take(block=False)
         if not self.with_results:
             return future
-        try:
-            return future, await future
-        except BaseException as error:
-            if self.raise_errors or not future.done():
-                raise
-            return future, error
+        instead = self._instead(future)
+        return future, await future if instead is None else instead
 
     async def _one_ready(self) -> None:
         """Wait until one can be had without waiting."""

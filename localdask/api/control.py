@@ -6,7 +6,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Awaitable, Callable, Iterable
+from types import CoroutineType
 from typing import Any, TypeVar
 
 from localdask.api.futures import parse_timeout
@@ -90,7 +92,8 @@ class Control:
     def run_on_scheduler(self, function: Callable[..., R], *args: Any, **kwargs: Any) -> R:
         """Call a function in the scheduler's process; a parameter named ``dask_scheduler`` is given the scheduler.
 
-        From another process or a task the function, its arguments and its result travel by pickle.
+        What a coroutine function returns is awaited, in a thread of its own. From another process or a task the function,
+        its arguments and its result travel by pickle.
         """
         if self.cluster is not None:
             return call_with_scheduler(self.cluster.scheduler, function, args, kwargs)  # type: ignore[no-any-return]
@@ -141,4 +144,31 @@ def call_with_scheduler(scheduler: Any, function: Callable[..., Any], args: Any,
     """Call a user's function; its parameter ``dask_scheduler``, if it has one, is given the scheduler."""
     if "dask_scheduler" in (parameters_of(function) or ()):
         kwargs = {**kwargs, "dask_scheduler": scheduler}
-    return function(*args, **kwargs)
+    value = function(*args, **kwargs)
+    return run_coroutine(lambda: value) if type(value) is CoroutineType else value
+
+
+def run_coroutine(begin: Callable[[], Awaitable[Any]], timeout: float | None = None) -> Any:
+    """Return what an awaitable returns, awaited on an event loop of its own in another thread: in this one, a loop may run already."""
+    import asyncio  # noqa: PLC0415 - only who has coroutines pays for it
+
+    found: list[Any] = []
+    errors: list[BaseException] = []
+
+    async def run() -> None:
+        found.append(await asyncio.wait_for(begin(), timeout))
+
+    def live() -> None:
+        try:
+            asyncio.run(run())
+        except asyncio.TimeoutError as error:
+            errors.append(error if isinstance(error, TimeoutError) else TimeoutError(f"timed out after {timeout} s."))
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=live, name="localdask-sync", daemon=True)
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+    return found[0]

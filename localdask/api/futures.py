@@ -274,11 +274,11 @@ class Future(Generic[R]):
         return self._client._value_of(self._state, parse_timeout(timeout))  # type: ignore[no-any-return]
 
     def exception(self, timeout: float | str | None = None) -> BaseException | None:
-        """Wait for the task and return what it raised, or None."""
+        """Wait for the task and return what it raised, or None; also None when it was cancelled."""
         return self._client._exception_of(self._state, parse_timeout(timeout))  # type: ignore[no-any-return]
 
     def traceback(self, timeout: float | str | None = None) -> TracebackType | None:
-        """Wait for the task and return the traceback of what it raised, or None."""
+        """Wait for the task and return the traceback of what it raised, or None; also None when it was cancelled."""
         return self._client._traceback_of(self._state, parse_timeout(timeout))  # type: ignore[no-any-return]
 
     def output(self, timeout: float | str | None = None) -> str:

@@ -7,10 +7,10 @@ difference here is accepted; what would be missed is refused before anything beg
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
+from localdask.api.control import run_coroutine
 from localdask.api.futures import parse_timeout
 from localdask.errors import UsageError
 from localdask.parameters import read
@@ -128,28 +128,7 @@ class Likeness:
         callback_timeout : float or str, optional
             Seconds after which it is cancelled, with ``TimeoutError``.
         """
-        import asyncio  # noqa: PLC0415 - only who has coroutines pays for it
-
-        found: list[Any] = []
-        errors: list[BaseException] = []
-
-        async def run() -> None:
-            found.append(await asyncio.wait_for(func(*args, **kwargs), parse_timeout(callback_timeout)))
-
-        def live() -> None:
-            try:
-                asyncio.run(run())
-            except asyncio.TimeoutError as error:
-                errors.append(error if isinstance(error, TimeoutError) else TimeoutError(f"timed out after {callback_timeout}"))
-            except BaseException as error:
-                errors.append(error)
-
-        thread = threading.Thread(target=live, name="localdask-sync", daemon=True)
-        thread.start()
-        thread.join()
-        if errors:
-            raise errors[0]
-        return found[0]
+        return run_coroutine(lambda: func(*args, **kwargs), parse_timeout(callback_timeout))
 
     def write_scheduler_file(self, scheduler_file: str | os.PathLike[str]) -> None:
         """Write how the cluster is reached to a file, for ``Client(scheduler_file=…)`` in other processes of this user."""

@@ -127,7 +127,6 @@ class Waiting:
         return None if error is None else error.__traceback__
 
     def _exception_now(self, state: FutureState) -> BaseException | None:
-        self._check_not_cancelled(state)
         return self._error_of(state) if state.status == ERROR else None
 
     def _output_of(self, state: FutureState, timeout: float | None) -> str:
@@ -142,11 +141,17 @@ class Waiting:
                 return text
 
     @staticmethod
-    def _check_not_cancelled(state: FutureState) -> None:
-        if state.status in (CANCELLED, LOST):
-            from localdask.cancellations import FutureCancelledError  # noqa: PLC0415 - see there
+    def _cancellation_of(state: FutureState) -> Exception | None:
+        if state.status not in (CANCELLED, LOST):
+            return None
+        from localdask.cancellations import FutureCancelledError  # noqa: PLC0415 - see there
 
-            raise FutureCancelledError(state.key, state.reason, state.message)
+        return FutureCancelledError(state.key, state.reason, state.message)
+
+    def _check_not_cancelled(self, state: FutureState) -> None:
+        error = self._cancellation_of(state)
+        if error is not None:
+            raise error
 
     def _fetch(self, states: list[FutureState], timeout: float | None) -> bool:
         """Ask for values that are not here, and wait for the next news of each."""

@@ -19,6 +19,7 @@ import pickle
 import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
 from functools import partial
 from operator import is_
 from types import BuiltinFunctionType, CellType, CodeType, FunctionType, ModuleType
@@ -74,6 +75,7 @@ _MAX_TUPLE = 64
 _MAX_LOOKED_AT = 8
 _MISSING = object()
 _CONTAINERS = frozenset({list, tuple, dict, set, frozenset})
+_CHANGEABLE = (dict, list, set)
 #: What a user's pickling code may raise and the caller should see as a SerializationError.
 #: KeyboardInterrupt is not among them: nothing tells a user's Ctrl-C from an object's.
 _FAILURES = (Exception, SystemExit, GeneratorExit)
@@ -457,23 +459,23 @@ def loads_arguments(data: Buffer, inputs: Mapping[str, Any]) -> tuple[tuple[Any,
 
 
 def _replace(root: Any, swap: Callable[[Any], Any]) -> Any:
-    """Return a structure of plain containers with its leaves swapped; what holds no swapped leaf stays the same object."""
+    """Return a structure of containers with its leaves swapped; what holds no swapped leaf stays the same object."""
     done: dict[int, Any] = {}  # by identity: shared parts stay shared, and a container inside itself ends the walk
 
     def walk(obj: Any) -> Any:
         kind = type(obj)
-        if kind not in _CONTAINERS:
+        if kind not in _CONTAINERS and not isinstance(obj, _CHANGEABLE) and not (isinstance(obj, tuple) and hasattr(kind, "_make")):
             return swap(obj)
         if id(obj) in done:
             return done[id(obj)]
         done[id(obj)] = obj
-        if kind is dict:
-            items = [(walk(key), walk(value)) for key, value in obj.items()]
-            same = all(new is old and new_value is obj[old] for (new, new_value), old in zip(items, obj, strict=True))
-            new: Any = obj if same else dict(items)
+        if isinstance(obj, dict):
+            values: list[Any] = [(walk(key), walk(value)) for key, value in obj.items()]
+            same = all(new is old and new_value is value for (new, new_value), (old, value) in zip(values, obj.items(), strict=True))
         else:
             values = [walk(value) for value in obj]
-            new = obj if all(map(is_, values, obj)) else kind(values)
+            same = all(map(is_, values, obj))
+        new: Any = obj if same else _made_of(obj, values)
         done[id(obj)] = new
         return new
 
@@ -485,6 +487,22 @@ def _replace(root: Any, swap: Callable[[Any], Any]) -> Any:
         ) from error
     finally:
         walk = swap  # type: ignore[assignment]  # it referred to itself: without this, futures would live until the next garbage collection
+
+
+def _made_of(obj: Any, values: list[Any]) -> Any:
+    """Return a container like this one, of other values; a subclass's keeps its attributes."""
+    kind = type(obj)
+    if kind in _CONTAINERS:
+        return kind(values)
+    if isinstance(obj, tuple):
+        return kind._make(values)
+    new = copy(obj)
+    new.clear()
+    if isinstance(new, list):
+        new.extend(values)
+    else:
+        new.update(values)
+    return new
 
 
 # ── results and large values ─────────────────────────────────────────────────
