@@ -72,6 +72,14 @@ def wait_until(condition: Callable[[], object], timeout_s: float = WAIT_S, what:
         time.sleep(0.005)
 
 
+def write(path: Path, text: str = "") -> Path:
+    """Write a file that nobody else can change, with the folders above it; return its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o600)
+    return path
+
+
 def own_files() -> set[str]:
     """Return what localdask left in this run's temporary folder, and in shared memory for it, but for folders of free segments."""
     found = {str(path) for path in Path(_own_place).glob("*localdask*")}

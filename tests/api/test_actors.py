@@ -7,7 +7,6 @@ import gc
 import os
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,12 +64,6 @@ class Counter:
 
 def use(counter: Any, x: int) -> int:
     return int(counter.add(x).result())
-
-
-@pytest.fixture(scope="module")
-def shared_cluster() -> Iterator[LocalCluster]:
-    with LocalCluster(n_workers=2, threads_per_worker=1) as cluster:
-        yield cluster
 
 
 @pytest.fixture

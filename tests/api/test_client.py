@@ -80,7 +80,7 @@ def test_a_long_chain_needs_no_recursion(client: Client) -> None:
     assert future.result() == 3001
 
 
-def test_a_tree_reduces(client: Client) -> None:
+def test_futures_as_arguments_reduce_a_tree(client: Client) -> None:
     level = client.map(inc, range(64))
     while len(level) > 1:
         level = [client.submit(add, left, right) for left, right in zip(level[::2], level[1::2], strict=True)]
@@ -194,7 +194,7 @@ def test_as_completed_waits_for_as_long_as_anybody_says(client: Client, timeout:
     assert list(as_completed([future], timeout=timeout)) == [future]
 
 
-def test_as_completed_with_results(client: Client) -> None:
+def test_as_completed_yields_results_with_their_futures_if_asked(client: Client) -> None:
     assert sorted(result for _, result in as_completed(client.map(inc, range(4)), with_results=True)) == [1, 2, 3, 4]
 
 

@@ -143,7 +143,7 @@ def test_workers_in_threads_leave_the_streams_as_they_were(capsys: pytest.Captur
 
 
 @pytest.mark.parametrize("reach", [lambda cluster: cluster, lambda cluster: cluster.scheduler_address])
-def test_asynchronous_clients_await_it(shared_cluster: LocalCluster, reach: Callable[[LocalCluster], Any]) -> None:
+def test_asynchronous_clients_await_the_output(shared_cluster: LocalCluster, reach: Callable[[LocalCluster], Any]) -> None:
     async def ask() -> list[str]:
         async with Client(reach(shared_cluster), asynchronous=True) as client:
             futures = client.map(say, range(200, 203), pure=False)
@@ -152,6 +152,6 @@ def test_asynchronous_clients_await_it(shared_cluster: LocalCluster, reach: Call
     assert asyncio.run(ask()) == [f"number {n}\ntrouble {n}\n" for n in range(200, 203)]
 
 
-def test_clients_of_other_processes_have_it(shared_cluster: LocalCluster) -> None:
+def test_clients_of_other_processes_have_the_output(shared_cluster: LocalCluster) -> None:
     with Client(shared_cluster.scheduler_address, set_as_default=False) as client:
         assert client.submit(say, 300, pure=False).output() == "number 300\ntrouble 300\n"

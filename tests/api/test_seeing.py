@@ -404,7 +404,7 @@ def test_a_report_is_one_page_with_all_that_a_block_did(client: Client, tmp_path
     assert trees.keys() == client.nthreads().keys()
 
 
-def test_a_report_of_coroutines(shared_cluster: LocalCluster, tmp_path: Path) -> None:
+def test_a_report_covers_what_coroutines_submit(shared_cluster: LocalCluster, tmp_path: Path) -> None:
     path = tmp_path / "report.html"
 
     async def work() -> None:

@@ -318,7 +318,7 @@ def test_reload_swaps_or_says_why_not(cluster: LocalCluster, folder: Path) -> No
     assert localdask("reload", "other.py").returncode == 2
 
 
-def test_scale_to_by_and_back(cluster: LocalCluster) -> None:
+def test_scale_sets_a_number_and_adds_and_takes_away(cluster: LocalCluster) -> None:
     assert localdask("scale", "+1", "--wait").stderr == "3 workers are there\n"
     assert localdask("scale", "2", "--wait").stderr == "2 workers are there\n"
     assert localdask("scale", "-1", "--wait").stderr == "1 worker is there\n"

@@ -15,14 +15,8 @@ import pytest
 
 from localdask import Client, Environ, ForwardOutput, LocalCluster, PipInstall, UploadDirectory, UploadFile, get_worker
 from localdask.errors import UsageError
-from tests.conftest import wait_until
+from tests.conftest import wait_until, write
 from tests.live.scripts import running
-
-
-def write(path: Path, text: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-    return path
 
 
 def version() -> Any:
@@ -98,7 +92,7 @@ def test_a_worker_takes_the_file_that_dasks_own_plugin_hands_it(client: Client, 
     assert set(client.run(version).values()) == {"as in dask"}
 
 
-def test_archives_and_plain_files(client: Client, tmp_path: Path) -> None:
+def test_uploaded_archives_are_imported_from_and_plain_files_lie_in_the_workers_folder(client: Client, tmp_path: Path) -> None:
     def pack(text: str) -> Path:
         with zipfile.ZipFile(tmp_path / "parcel.zip", "w") as archive:
             archive.writestr("uploaded_once.py", text)

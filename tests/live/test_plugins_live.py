@@ -138,7 +138,7 @@ def test_what_is_no_plugin_is_refused(client: Client) -> None:
         client.register_worker_plugin()
 
 
-def test_async_hooks_and_callbacks(cluster: LocalCluster, client: Client) -> None:
+def test_async_hooks_are_awaited(client: Client) -> None:
     class Waits:
         async def setup(self, worker: Any) -> None:
             await asyncio.sleep(0)
@@ -153,6 +153,8 @@ def test_async_hooks_and_callbacks(cluster: LocalCluster, client: Client) -> Non
     client.unregister_plugin("waits")
     assert set(client.run(lambda dask_worker: dask_worker.waited).values()) == {False}
 
+
+def test_a_worker_callback_runs_in_every_worker_with_it_or_without(cluster: LocalCluster, client: Client) -> None:
     def with_worker(dask_worker: Any) -> None:
         dask_worker.called = True
 

@@ -172,7 +172,7 @@ def prompt(tmp_path: Path) -> Iterator[Prompt]:
         prompt.kill()
 
 
-def test_a_prompt_on_a_terminal_with_ctrl_c(prompt: Prompt) -> None:
+def test_a_prompt_on_a_terminal_goes_on_after_ctrl_c(prompt: Prompt) -> None:
     prompt.wait_for(">>> ")
     for line in (
         "from localdask import Client",

@@ -13,6 +13,7 @@ import pytest
 
 from localdask import config
 from localdask.errors import ConfigError
+from tests.conftest import write
 
 
 @pytest.fixture(autouse=True)
@@ -27,13 +28,6 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     yield tmp_path
     monkeypatch.undo()
     config.refresh()
-
-
-def write(path: Path, text: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-    path.chmod(0o600)
-    return path
 
 
 def test_a_key_that_nobody_set_has_its_default() -> None:

@@ -15,6 +15,7 @@ import pytest
 from localdask import config
 from localdask.errors import ConfigError
 from localdask.layers import interpret
+from tests.conftest import write
 
 
 @pytest.fixture(autouse=True)
@@ -29,13 +30,6 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     yield tmp_path
     monkeypatch.undo()
     config.refresh()
-
-
-def write(path: Path, text: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-    path.chmod(0o600)
-    return path
 
 
 def test_dasks_folders_are_read_in_dasks_order(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -140,14 +140,14 @@ def test_small_ones_are_removed_at_once(folder: SegmentFolder) -> None:
     assert kept(folder) == []
 
 
-def test_only_the_owner_keeps(folder: SegmentFolder) -> None:
+def test_only_the_owner_of_a_folder_keeps_what_is_released(folder: SegmentFolder) -> None:
     payload = folder.publish(b"h", [bytes(SIZE)])
     SegmentFolder(folder.path).unlink(payload[0])
     assert kept(folder) == []
     folder.unlink(payload[0])  # gone already: fine
 
 
-def test_anybody_takes(folder: SegmentFolder) -> None:
+def test_whoever_publishes_in_a_folder_writes_over_what_is_kept(folder: SegmentFolder) -> None:
     payload = folder.publish(b"h", [bytes(SIZE)])
     was = inode(payload)
     folder.unlink(payload[0])

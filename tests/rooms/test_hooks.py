@@ -343,7 +343,7 @@ def test_a_hook_that_returns_in_time_leaves_no_alarm() -> None:
     assert signal.getsignal(signal.SIGALRM) == before
 
 
-def test_limits_nest() -> None:
+def test_a_limit_holds_also_within_another_and_after_it() -> None:
     def outer() -> None:
         with pytest.raises(LimitPassed):
             run_within(0.02, lambda: spins(threading.Event()))

@@ -15,6 +15,7 @@ import pytest
 from localdask.errors import LocaldaskError, PreloadError, UsageError
 from localdask.preloads import trust, urls
 from localdask.preloads.sources import Helper, Source, hash_code, may_be_click, read_source, read_sources, renew_source, spread_argv
+from tests.conftest import write
 
 
 @pytest.fixture
@@ -22,12 +23,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     return tmp_path
-
-
-def write(path: Path, text: str = "") -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-    return path
 
 
 # ── what a string is ─────────────────────────────────────────────────────────
@@ -52,7 +47,7 @@ def write(path: Path, text: str = "") -> Path:
         ("print()", "text"),
     ],
 )
-def test_what_a_string_is(folder: Path, spec: str, kind: str) -> None:
+def test_a_string_is_taken_for_a_file_a_module_or_text_by_its_look(folder: Path, spec: str, kind: str) -> None:
     for name in ("ready_made.py", "with blank.py", "no_extension", "package_here/__init__.py", "package_here/inside.py"):
         write(folder / name)
     assert read_source(spec).kind == kind

@@ -133,6 +133,6 @@ def test_a_forked_child_changes_only_its_own(folder: SegmentFolder) -> None:
     assert (read(publish(folder, array)) == 1).all()
 
 
-def test_other_objects_are_none() -> None:
+def test_memory_that_is_not_a_segments_is_no_unfinished_segment() -> None:
     assert find_unfinished(memoryview(np.ones(3))) is None
     assert find_unfinished(memoryview(b"123")) is None

@@ -516,7 +516,7 @@ ATTENDED = (LoadGeneration, SwapGeneration, RollBack)
 
 
 @pytest.mark.parametrize(("policy", "n_expected"), [(ReloadPolicy.ATOMIC, 2000), (ReloadPolicy.ROLLING, 300), (ReloadPolicy.RESTART, 8)])
-def test_two_processes_and_one_preload_with_every_outcome_of_every_step(policy, n_expected):
+def test_every_outcome_of_every_step_ends_both_processes_on_the_same_generation(policy, n_expected):
     choices, n_runs, outcomes = Choices(), 0, set()
     while not choices.is_over:
         world = World(ReloadSettings(policy, Overrun.INTERRUPT), (X,))
