@@ -50,7 +50,7 @@ class Adaptive:
         if before is not None:
             options = {**before.options, **options}
         self.cluster = cluster
-        self.options = options
+        self.options: dict[str, Any] = options
         self.log: deque[tuple[float, int, int]] = deque(maxlen=LOG_LENGTH_MAX)
         self._interval_s = _seconds("interval", options.get("interval", 1.0))
         self._state = AdaptiveState(
