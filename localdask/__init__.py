@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import gc
 import importlib
-from typing import TYPE_CHECKING, Any
 
 from localdask.version import __version__
 
+TYPE_CHECKING = False  # as typing has it, which takes 3 ms to import
 if TYPE_CHECKING:  # what type checkers read in place of __getattr__ below
+    from typing import Any
+
     from localdask.api.actors import Actor as Actor
     from localdask.api.actors import ActorFuture as ActorFuture
     from localdask.api.annotations import annotate as annotate

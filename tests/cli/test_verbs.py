@@ -403,3 +403,11 @@ def test_an_output_that_takes_only_ascii_is_no_traceback() -> None:
     done = localdask_apart("doctor", environ=environment(LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0"))
     assert "Traceback" not in done.stderr
     assert done.stdout.isascii() and "shared memory" in done.stdout
+
+
+@pytest.mark.parametrize("words", [("-m", "localdask"), ("-c", "from localdask.__main__ import main; main()")], ids=["module", "script"])
+def test_ctrl_c_ends_the_command_quietly_also_while_it_is_imported(words: tuple[str, str], tmp_path: Path) -> None:
+    (tmp_path / "click.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n")
+    environ = environment(PYTHONPATH=os.pathsep.join([str(tmp_path), environment()["PYTHONPATH"]]))
+    done = subprocess.run([sys.executable, *words, "version"], env=environ, capture_output=True, text=True, timeout=50)
+    assert (done.returncode, done.stderr) == (130, "")

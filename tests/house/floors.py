@@ -289,6 +289,7 @@ LATE_MODULES: dict[str, str] = {
 #: Rooms that may import other rooms of the house late, always downward: room or folder → why.
 LATE_ROOMS: dict[str, str] = {
     "__init__": "the public face loads its parts when they are first named",
+    "__main__": "Ctrl-C is answered before the command line is imported",
     "cli": "a verb imports what it alone needs, so that --help is quick",
 }
 
