@@ -501,9 +501,7 @@ class LocalCluster:
             n = max(n, math.ceil(read("memory", memory, sizing.parse_bytes, sizing.BYTES) / self.memory_limit))
         if cores is not None:
             n = max(n, math.ceil(read("cores", cores, float, "a number of threads") / self._plan.nthreads))
-        # Those that have not started yet go first, then the youngest; those where actors live go last.
-        homes = self.scheduler.decide(parts.actors.homes)
-        names = sorted(self._supervisor.handles, key=lambda name: (name not in homes) + (name not in self.scheduler.workers))
+        names = self.scheduler.decide(partial(parts.retirement.by_staying, names=list(self._supervisor.handles)))
         n_surplus = len(names) - n
         for name in self._plugin_keeper.removable(names)[-n_surplus:] if n_surplus > 0 else ():
             self._supervisor.let_go(name, CLOSE_GRACE_S)
@@ -519,10 +517,7 @@ class LocalCluster:
         grace_s = parse_timeout(parts.RETIRE_GRACE_S if grace is None else grace, "grace") or 0.0
         names = list(self._supervisor.handles)
         if workers is None:
-            homes = self.scheduler.decide(parts.actors.homes)
-            present = [(name, self.scheduler.workers.get(name)) for name in names if name not in homes]
-            idle = [name for name, worker in present if worker is not None and not worker.n_occupied]
-            names = self._plugin_keeper.removable(idle)[1:]
+            names = self._plugin_keeper.removable(self.scheduler.decide(partial(parts.retirement.spare, names=names)))[1:]
         else:
             wanted = set(parts.worker_names(workers))
             names = [name for name in names if name in wanted]

@@ -23,7 +23,7 @@ from localdask.processes.scheduler import Scheduler
 from localdask.processes.server import Server
 from localdask.processes.supervisor import LAST_GRACE_S, RETIRE_GRACE_S, Supervisor
 from localdask.processes.thread_workers import ThreadHandle
-from localdask.state import actors
+from localdask.state import retirement
 from localdask.system.sockets import Door, sweep_doors
 
 __all__ = [
@@ -46,10 +46,10 @@ __all__ = [
     "Server",
     "Supervisor",
     "ThreadHandle",
-    "actors",
     "config",
     "describe",
     "reload_settings",
+    "retirement",
     "sweep_doors",
     "tell_of_reloads",
     "worker_names",

@@ -1,15 +1,34 @@
-"""How a worker leaves without losing anything: no new tasks, queued ones go elsewhere, what only it holds is published.
+"""Which workers leave first, and how one leaves without losing anything.
 
-Pure. The shell is ``processes/retiring.py``, which asks ``advance`` again until the worker has
-nothing left, or its time is up. Published values lie in segments, which outlive their worker.
+It gets no new tasks, its queue goes elsewhere, and what only it holds is published. Pure. The shell is
+``processes/retiring.py``, which asks ``advance`` again until the worker has nothing left, or its time is
+up. Published values lie in segments, which outlive their worker.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from localdask.records import field, record
 from localdask.state import placement
+from localdask.state.actors import homes
 from localdask.state.scheduler import set_leaving, take_back_all
 from localdask.state.tasks import MEMORY, SchedulerState, TaskState, WorkerState
+
+
+def by_staying(state: SchedulerState, names: Iterable[str]) -> list[str]:
+    """Return workers, given oldest first, in the order of who stays longest.
+
+    Those that have not started yet go first, then the youngest; those where actors live go last, because they take them along.
+    """
+    living = homes(state)
+    return sorted(names, key=lambda name: (name not in living) + (name not in state.workers))
+
+
+def spare(state: SchedulerState, names: Iterable[str]) -> list[str]:
+    """Return those workers that could leave at once: they have started, run nothing, and no actor lives there."""
+    living = homes(state)
+    return [name for name in names if name in state.workers and not state.workers[name].n_occupied and name not in living]
 
 
 @record
