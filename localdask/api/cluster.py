@@ -233,7 +233,7 @@ class LocalCluster:
         parts.Hints(self.scheduler, on_log)
         parts.Leftovers(self.scheduler, lambda: self.segments)
         self._lifetimes = parts.Lifetimes(self.scheduler, living, self._supervisor.end_life)
-        self._reloader = self._supervisor.reloads_ear = parts.Reloader(
+        self._reloader = self._supervisor.reloader = parts.Reloader(
             self._sources,
             reloading,
             loop=self.scheduler.loop,
@@ -243,7 +243,7 @@ class LocalCluster:
             on_trouble=lambda text: self._tell("reload-trouble", detail=text),
         )
         parts.Reception(self, self._reloader)
-        self._plugin_keeper = self._supervisor.plugins_ear = parts.PluginKeeper(self.scheduler, lambda: self._supervisor.handles, plugins)
+        self._plugin_keeper = self._supervisor.plugin_keeper = parts.PluginKeeper(self.scheduler, lambda: self._supervisor.handles, plugins)
         self._closing, self._pid = threading.Lock(), os.getpid()
         self._start(death_s, processes=processes)
 
@@ -446,11 +446,11 @@ class LocalCluster:
     def wait_for_generation(self, n: int, path: str | os.PathLike[str] | None = None, timeout: float | str | None = None) -> None:
         """Wait until a preload (without ``path``, any) is at generation n in every process; ``TimeoutError`` when it is not in time."""
         name = None if path is None else os.fspath(path)
-        ear, seconds = self._reloader, parse_timeout(timeout)
-        if not self.scheduler.wait_for(lambda: ear.generation(name) >= n, seconds):
+        reloader, seconds = self._reloader, parse_timeout(timeout)
+        if not self.scheduler.wait_for(lambda: reloader.generation(name) >= n, seconds):
             self._check_open()
-            last = f"; the last reload: {ear.records[-1]}" if ear.records else "; nothing was reloaded"
-            raise TimeoutError(f"{name or 'no preload'} is at generation {ear.generation(name)} after {seconds:g} s, not {n}{last}")
+            last = f"; the last reload: {reloader.records[-1]}" if reloader.records else "; nothing was reloaded"
+            raise TimeoutError(f"{name or 'no preload'} is at generation {reloader.generation(name)} after {seconds:g} s, not {n}{last}")
 
     def generation_of(self, name: str) -> int | None:
         """Return the highest generation that a nanny's or worker's preloads are at; None when it has none."""

@@ -16,7 +16,7 @@ from localdask.system.loop import Loop
 if TYPE_CHECKING:
     from localdask.system.memory_channel import AnyChannel
 
-__all__ = ["BESIDE_TASKS", "WatchedAttempts", "WorkerEar", "WorkerLink"]
+__all__ = ["BESIDE_TASKS", "WatchedAttempts", "WorkerLink", "WorkerObserver"]
 
 #: What a worker says that is not of its tasks.
 BESIDE_TASKS = frozenset({FromClient, FunctionRan, PluginAnswered, WorkerSpent, WorkerTold})
@@ -76,7 +76,7 @@ class WorkerLink:
             self._is_writing = False
 
 
-class WorkerEar(Protocol):
+class WorkerObserver(Protocol):
     """Who is told of workers that come and go. On the I/O thread, without the lock."""
 
     def worker_came(self, name: str, life: int) -> None: ...
@@ -88,16 +88,16 @@ class WatchedAttempts:
     """Who is called, once, when an attempt at a task has ended by itself. On the I/O thread."""
 
     def __init__(self) -> None:
-        self._ears: dict[int, Callable[[], None]] = {}
+        self._calls: dict[int, Callable[[], None]] = {}
 
     def __bool__(self) -> bool:
-        return bool(self._ears)
+        return bool(self._calls)
 
-    def watch(self, attempt: int, ear: Callable[[], None]) -> None:
+    def watch(self, attempt: int, call: Callable[[], None]) -> None:
         """Have this called; in place of what was to be called."""
-        self._ears[attempt] = ear
+        self._calls[attempt] = call
 
     def ended(self, words: Iterable[Any]) -> list[Callable[[], None]]:
         """Return whom to call for what a worker said."""
-        attempts = [word.attempt for word in words if type(word) in _ENDS and word.attempt in self._ears]
-        return [self._ears.pop(attempt) for attempt in attempts]
+        attempts = [word.attempt for word in words if type(word) in _ENDS and word.attempt in self._calls]
+        return [self._calls.pop(attempt) for attempt in attempts]

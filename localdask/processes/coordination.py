@@ -28,7 +28,7 @@ class Coordination:
         self._multilocks = Leases(1)
         self._leases = (self._semaphores, self._multilocks)
         self._flags = Flags()
-        scheduler.client_ears.append(self._client_gone)
+        scheduler.client_observers.append(self._client_gone)
         scheduler.answerers.update(
             semaphore_acquire=self._acquire,
             semaphore_release=partial(self._release, self._semaphores),

@@ -38,7 +38,7 @@ class Exchange:
         self._queues = Pipelines(self._kept)
         self._datasets = Variables(self._kept)
         self._notes = Notes()
-        scheduler.client_ears.append(self._client_gone)
+        scheduler.client_observers.append(self._client_gone)
         scheduler.answerers.update(
             variable_set=self._set,
             variable_get=self._get,

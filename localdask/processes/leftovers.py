@@ -16,12 +16,12 @@ __all__ = ["Leftovers"]
 
 
 class Leftovers:
-    """Is told of workers that leave (a ``WorkerEar``); ``segments`` returns the cluster's folder, once there is one."""
+    """Is told of workers that leave (a ``WorkerObserver``); ``segments`` returns the cluster's folder, once there is one."""
 
     def __init__(self, scheduler: Scheduler, segments: Callable[[], SegmentFolder | None]) -> None:
         self._scheduler = scheduler
         self._segments = segments
-        scheduler.worker_ears.append(self)
+        scheduler.worker_observers.append(self)
 
     def worker_came(self, name: str, life: int) -> None:
         """Nothing is left of it yet."""

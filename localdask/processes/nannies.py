@@ -49,7 +49,7 @@ from localdask.system.transport import Channel
 NANNY_MARGIN_S = 1.5
 
 
-class ReloadEar(Protocol):
+class ReloadObserver(Protocol):
     """Who is told of what matters to reloads; all on the scheduler's thread."""
 
     def nanny_began(self, handle: NannyHandle, life: int) -> None: ...
@@ -59,7 +59,7 @@ class ReloadEar(Protocol):
     def vote(self, vote: Any) -> None: ...
 
 
-class PluginEar(Protocol):
+class PluginObserver(Protocol):
     """Who is told of what matters to the plugins of nannies; all on the scheduler's thread."""
 
     def nanny_rows(self) -> list[tuple[str, bytes]]: ...
@@ -72,9 +72,9 @@ class Keeper(Protocol):
     """Who is told of what nannies say; all on the scheduler's thread."""
 
     @property
-    def reloads_ear(self) -> ReloadEar: ...
+    def reloader(self) -> ReloadObserver: ...
     @property
-    def plugins_ear(self) -> PluginEar: ...
+    def plugin_keeper(self) -> PluginObserver: ...
 
     def worker_born(self, handle: NannyHandle, life: int, pid: int, fd: int) -> None: ...
     def worker_down(self, handle: NannyHandle, word: WorkerDown) -> None: ...
@@ -232,7 +232,7 @@ class NannyHandle:
 
     def _start_child(self, command: sv.StartChild) -> list[Any]:
         self._was_told_why, self._refusal = False, ""
-        plugins = self._keeper.plugins_ear.nanny_rows()
+        plugins = self._keeper.plugin_keeper.nanny_rows()
         try:
             if self._ahead:
                 self._private = self._ahead.pop()
@@ -243,10 +243,10 @@ class NannyHandle:
             return [sv.StartRefused(command.life)]
         channel = self._channel = self._private.channel
         settings = {**self._begin.settings, "last_life": self.life, "nanny_life": command.life}
-        self._keeper.reloads_ear.nanny_began(self, command.life)
+        self._keeper.reloader.nanny_began(self, command.life)
         channel.send([replace(self._begin, settings=settings, nanny_plugins=plugins)])
         life = command.life
-        self._keeper.plugins_ear.nanny_came(self, life)
+        self._keeper.plugin_keeper.nanny_came(self, life)
         self._loop.add_reader(channel.fileno(), lambda: self._read(channel, life))
         if channel.has_unsent:
             self._loop.add_writer(channel.fileno(), lambda: self._write(channel))
@@ -324,9 +324,9 @@ class NannyHandle:
             if isinstance(word, WorkerBorn):
                 self.life, self.worker_pid = word.life, word.pid
                 self._keeper.worker_born(self, word.life, word.pid, fds.pop(0))
-                self._keeper.reloads_ear.worker_began(self, word.life, word.versions)
+                self._keeper.reloader.worker_began(self, word.life, word.versions)
             elif isinstance(word, VOTE_WORDS):
-                self._keeper.reloads_ear.vote(word)
+                self._keeper.reloader.vote(word)
             else:
                 self._on_word[type(word)](self, word)
 
@@ -343,7 +343,7 @@ class NannyHandle:
         if self._process.fileno() >= 0:
             self._loop.add_reader(self._process.fileno(), partial(self._ended, self._channel, self._child.life))
         self._step(sv.ChildReady(self._child.life))
-        self._keeper.reloads_ear.nanny_started(self, self._child.life)
+        self._keeper.reloader.nanny_started(self, self._child.life)
         self._keeper.nanny_event(self, "nanny-ready", pid=word.pid)
 
     def _boot_goes_on(self, word: BootGoesOn) -> None:
@@ -371,7 +371,7 @@ class NannyHandle:
         self._keeper.wrote_lines(word.source, word.stream, word.lines)
 
     def _plugin_answered(self, word: PluginAnswered) -> None:
-        self._keeper.plugins_ear.nanny_answered(self, word)
+        self._keeper.plugin_keeper.nanny_answered(self, word)
 
     def _degraded(self, word: Degraded) -> None:
         self.last_event = "degraded"
@@ -404,7 +404,7 @@ class NannyHandle:
                     if isinstance(word, WorkerBorn):
                         os.close(fds.pop(0))
                     elif isinstance(word, VOTE_WORDS):
-                        self._keeper.reloads_ear.vote(word)
+                        self._keeper.reloader.vote(word)
                     elif not isinstance(word, NannyReady):
                         self._on_word[type(word)](self, word)
         except (EOFError, OSError):
@@ -424,8 +424,8 @@ class NannyHandle:
             lost = WorkerDown(self.life, ExitWord.LOST_PARENT.value, signal.SIGKILL, (), 0, ())
             self._worker_down(lost)
         word = ExitWord.ASKED if self._child.phase in (sv.Phase.STOPPING, sv.Phase.REPLACING) else ExitWord.CRASHED
-        self._keeper.reloads_ear.nanny_left(self, life, word)
-        self._keeper.plugins_ear.nanny_left(self, life, word is ExitWord.ASKED)
+        self._keeper.reloader.nanny_left(self, life, word)
+        self._keeper.plugin_keeper.nanny_left(self, life, word is ExitWord.ASKED)
         self._step(sv.ChildExited(life, word))
 
 

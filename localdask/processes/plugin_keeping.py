@@ -82,7 +82,7 @@ class PluginKeeper:
         self._n_requests = 0
         self._returning: list[_Return] = []
         Topics(scheduler)
-        scheduler.worker_ears.append(self)
+        scheduler.worker_observers.append(self)
         scheduler.on_worker_word[PluginAnswered] = self._worker_answered
         scheduler.answerers.update(register_plugin=self._register, unregister_plugin=self._unregister, plugins=self._list)
 

@@ -37,7 +37,7 @@ from localdask.messages import (
     from_wire,
     to_wire,
 )
-from localdask.processes.acquaintances import BESIDE_TASKS, WatchedAttempts, WorkerEar, WorkerLink
+from localdask.processes.acquaintances import BESIDE_TASKS, WatchedAttempts, WorkerLink, WorkerObserver
 from localdask.processes.alarm import Alarm
 from localdask.processes.anteroom import Anteroom
 from localdask.processes.changes import Changes
@@ -75,9 +75,9 @@ class Scheduler:
         Its plugins by name.
     answerers : dict of str to callable
         Who answers what clients ask beside their tasks; see ``processes/questions.py``.
-    worker_ears : list of WorkerEar
+    worker_observers : list of WorkerObserver
         Who is told of workers that come and go.
-    client_ears : list of callable
+    client_observers : list of callable
         Are given the id of each client that goes, on the I/O thread, after its questions were withdrawn.
     attempts : WatchedAttempts
         Who is told of attempts at tasks that end by themselves.
@@ -106,8 +106,8 @@ class Scheduler:
         self.on_event = on_event or (lambda kind, **fields: None)
         self.on_garbage: Callable[[list[Any]], None] = lambda payloads: None
         self.answerers: dict[str, Answerer] = {}
-        self.worker_ears: list[WorkerEar] = []
-        self.client_ears: list[Callable[[str], None]] = []
+        self.worker_observers: list[WorkerObserver] = []
+        self.client_observers: list[Callable[[str], None]] = []
         self.attempts = WatchedAttempts()
         self.on_worker_word: dict[type, Callable[[str, int, Any], None]] = {}
         self._questions = Questions(self.answerers, self._say)
@@ -199,8 +199,8 @@ class Scheduler:
         self.post(client, [ClientGone(client)])
         if self._delivers.pop(client, None) is not None:
             self.plugins.tell("remove_client", scheduler=self, client=client)
-        for ear in (self._questions.client_gone, *self.client_ears):
-            self._on_thread(partial(ear, client))
+        for observe in (self._questions.client_gone, *self.client_observers):
+            self._on_thread(partial(observe, client))
 
     def post(self, client: str, messages: list[Any]) -> None:
         """Take in a client's words, questions apart from others. From any thread, also from a ``__del__`` within a transition."""
@@ -276,8 +276,8 @@ class Scheduler:
         link = WorkerLink(name, life, pid, channel, self.loop, self.lock)
         self._links[name] = link
         self.pipes.add(channel.fileno(), partial(self._read, link), partial(self._try_read, link))
-        for ear in self.worker_ears:
-            ear.worker_came(name, life)
+        for observer in self.worker_observers:
+            observer.worker_came(name, life)
 
     def tell_worker(self, name: str, life: int, word: Any) -> None:
         """Send a word to one life of a worker, registered or not yet; dropped when that is gone. From any thread."""
@@ -317,8 +317,8 @@ class Scheduler:
             self.disconnect(client)
         worker = link.worker
         self._requests.lose(name)
-        for ear in self.worker_ears:
-            ear.worker_left(name, life, is_expected)
+        for observer in self.worker_observers:
+            observer.worker_left(name, life, is_expected)
         if worker is None:
             return
         cause = self.plugins.because(f"{name}-left")
@@ -372,8 +372,8 @@ class Scheduler:
             decisions.worker_said(self._state, worker, messages, time.monotonic())
             self._send_out()
         if self.attempts:
-            for ear in self.attempts.ended(messages):
-                self._on_thread(ear)
+            for call in self.attempts.ended(messages):
+                self._on_thread(call)
 
     def _try_read(self, link: WorkerLink) -> bool:
         """Take in what a worker says of its tasks, in a thread that waits for it; leave all else to the I/O thread."""
@@ -422,8 +422,8 @@ class Scheduler:
             decisions.worker_joined(self._state, worker, time.monotonic())
             self._send_out()
         self.plugins.tell_of_worker("add_worker", self.worker_address(link.name))
-        for ear in self.worker_ears:
-            ear.worker_joined(link.name, link.life)
+        for observer in self.worker_observers:
+            observer.worker_joined(link.name, link.life)
         self.notify()
         self.on_event("worker-joined", worker=link.name, life=link.life, pid=word.pid)
 

@@ -15,7 +15,7 @@ from typing import Any
 from localdask.errors import StartError, WorkerStartTimeoutError
 from localdask.messages import BeginNanny, WorkerDown, WorkerPaused, WorkerResumed
 from localdask.processes.launching import PrivatePipe, start_nanny
-from localdask.processes.nannies import NannyHandle, PluginEar
+from localdask.processes.nannies import NannyHandle, PluginObserver
 from localdask.processes.pausing import Pauses
 from localdask.processes.reloading import Reloader
 from localdask.processes.retiring import Retirements
@@ -61,8 +61,8 @@ class Supervisor:
         That failure.
     """
 
-    reloads_ear: Reloader
-    plugins_ear: PluginEar
+    reloader: Reloader
+    plugin_keeper: PluginObserver
 
     def __init__(
         self,
@@ -238,11 +238,11 @@ class Supervisor:
 
     def thread_born(self, handle: ThreadHandle, channel: MemoryChannel, versions: tuple[tuple[int, int], ...]) -> None:
         self._scheduler.attach_channel(handle.worker_name, handle.life, os.getpid(), channel)
-        self.reloads_ear.worker_began(handle, handle.life, versions)
+        self.reloader.worker_began(handle, handle.life, versions)
 
     def thread_voted(self, words: list[Any]) -> None:
         for word in words:
-            self.reloads_ear.vote(word)
+            self.reloader.vote(word)
 
     def tell_thread(self, handle: ThreadHandle, word: Any) -> None:
         self._scheduler.tell_worker(handle.worker_name, handle.life, word)
@@ -264,7 +264,7 @@ class Supervisor:
             peak_rss=word.peak_rss,
             last_lines=word.last_lines,
         )
-        self.reloads_ear.worker_left(handle, word.life, word.word)
+        self.reloader.worker_left(handle, word.life, word.word)
 
     def worker_pressed(self, handle: NannyHandle, word: WorkerPaused | WorkerResumed) -> None:
         self._pauses.worker_pressed(handle.worker_name, handle.name, word)
