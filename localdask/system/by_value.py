@@ -2,7 +2,8 @@
 
 ``codec`` tries the plain pickler first, and asks here whether its bytes can be read elsewhere. What cannot is
 cloudpickle's, imported when first needed. cloudpickle leaves to its module what ``functools.lru_cache``
-made, and a worker has no such ``__main__``; so that is taken apart here.
+made, and a worker has no such ``__main__``; so that is taken apart here. Its newer versions forget the file
+in which code was written, without which no traceback shows a line; so the file is sent along.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from __future__ import annotations
 import sys
 from collections import ChainMap
 from collections.abc import Callable, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from io import BytesIO
 from pickle import PickleBuffer
+from types import CodeType
 from typing import Any
 
 __all__ = ["dumps_by_value", "registered", "travels", "warm"]
@@ -56,10 +58,20 @@ def dumps_by_value(obj: object, on_buffer: Callable[[PickleBuffer], bool] | None
     global _pickler
     if _pickler is None:
         kind = warm().Pickler
-        _pickler = type("Pickler", (kind,), {"dispatch_table": ChainMap({_CACHED: _reduce_cached}, kind.dispatch_table)})
+        ours = {_CACHED: _reduce_cached, CodeType: partial(_reduce_code, kind.dispatch_table[CodeType])}
+        _pickler = type("Pickler", (kind,), {"dispatch_table": ChainMap(ours, kind.dispatch_table)})
     file = BytesIO()
     _pickler(file, protocol=5, buffer_callback=on_buffer).dump(obj)
     return file.getvalue()
+
+
+def _reduce_code(reduce: Callable[[CodeType], Any], code: CodeType) -> Any:
+    # A text of its own each time: the same code is then the same bytes, whoever else has the file's name.
+    return _placed, (*reduce(code), "".join(code.co_filename))
+
+
+def _placed(make: Callable[..., CodeType], args: tuple[Any, ...], filename: str) -> CodeType:
+    return make(*args).replace(co_filename=filename)
 
 
 def _reduce_cached(function: Any) -> Any:

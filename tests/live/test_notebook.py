@@ -116,6 +116,15 @@ def test_what_cells_define_works_in_workers_and_follows_the_newest(notebook: Not
     assert notebook.run("def scaled(x):\n    return 'new'\nclient.submit(scaled, 21).result()") == "'new'"
 
 
+def test_the_traceback_of_a_task_shows_the_lines_of_the_cell(notebook: Notebook) -> None:
+    notebook.run(START)
+    notebook.run("def half(x):\n    return x / 0  # the culprit")
+    notebook.run(
+        "import traceback\ntry:\n    client.submit(half, 1).result()\nexcept ZeroDivisionError:\n    told = traceback.format_exc()"
+    )
+    assert "return x / 0  # the culprit" in notebook.run("told")
+
+
 def test_what_a_worker_prints_arrives(notebook: Notebook) -> None:
     notebook.run(START)
     cell = notebook.send("client.submit(print, 'said' + ' in a task', pure=False).result()")

@@ -154,6 +154,13 @@ def test_a_cached_function_of_main_travels_with_what_it_wraps() -> None:
     assert codec.loads(codec.dumps([lambda: 1, importable]))[1] is importable
 
 
+def test_code_of_main_travels_with_the_file_that_it_was_written_in() -> None:
+    cell: dict[str, Any] = {"__name__": "__main__"}
+    exec(compile("def outer():\n    return lambda: 1", "/home/ann/analysis.py", "exec"), cell)
+    outer = codec.loads(codec.dumps(cell["outer"]))
+    assert outer.__code__.co_filename == outer().__code__.co_filename == "/home/ann/analysis.py"
+
+
 def test_text_that_only_mentions_main_still_travels() -> None:
     assert codec.loads(codec.dumps("if __name__ == '__main__':")) == "if __name__ == '__main__':"
 
