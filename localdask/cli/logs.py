@@ -20,7 +20,7 @@ from localdask.cli.listing import format_option, to_json
 from localdask.cli.talk import escape, log_line, wants_colour
 from localdask.cli.targets import choose
 from localdask.cli.verbs import Verb
-from localdask.cli.visits import ANSWER_S, cluster_argument, cluster_option, until_ctrl_c, visit
+from localdask.cli.visits import ANSWER_S, cluster_argument, cluster_option, until_ctrl_c, visit, watch_reader
 from localdask.errors import ClosedClientError, UsageError
 from localdask.sizing import parse_duration
 
@@ -28,8 +28,10 @@ __all__ = ["events", "logs"]
 
 
 def pages(client: Client, what: str, after: int, follow: bool) -> Iterator[list[Any]]:
-    """Yield the entries from a number on, and with ``follow`` those that come, until the cluster's end."""
+    """Yield the entries from a number on, and with ``follow`` those that come, until the cluster's end or that of who reads them."""
     wait = False
+    if follow:
+        watch_reader(client)
     try:
         while True:
             after, n_lost, entries = client._ask(what, after, wait, timeout=None if wait else ANSWER_S)

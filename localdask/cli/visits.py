@@ -6,6 +6,10 @@ Runs in the user's process, under every verb that looks at a cluster or changes 
 from __future__ import annotations
 
 import contextlib
+import io
+import select
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,7 +20,7 @@ from localdask.api.client import Client
 from localdask.api.links import SocketLink
 from localdask.system.sockets import DoorEntry
 
-__all__ = ["cluster_argument", "cluster_option", "the_cluster", "until_ctrl_c", "visit"]
+__all__ = ["cluster_argument", "cluster_option", "the_cluster", "until_ctrl_c", "visit", "watch_reader"]
 
 #: How long a cluster may take to answer a question that needs no waiting, in seconds.
 ANSWER_S = 10.0
@@ -65,3 +69,19 @@ def until_ctrl_c(is_live: bool = True) -> Iterator[None]:
     except KeyboardInterrupt:
         if not is_live:
             raise
+
+
+def watch_reader(client: Client) -> None:
+    """Close the client once nobody reads standard output any more, as after ``| head -1``, which who only waits would not see."""
+    try:
+        output = sys.stdout.fileno()
+    except (AttributeError, io.UnsupportedOperation):
+        return
+
+    def watch() -> None:
+        poll = select.poll()
+        poll.register(output, 0)  # not whether there is room, but whether it is broken
+        if any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll()):
+            client.close()
+
+    threading.Thread(target=watch, name="localdask-reader", daemon=True).start()

@@ -411,3 +411,18 @@ def test_ctrl_c_ends_the_command_quietly_also_while_it_is_imported(words: tuple[
     environ = environment(PYTHONPATH=os.pathsep.join([str(tmp_path), environment()["PYTHONPATH"]]))
     done = subprocess.run([sys.executable, *words, "version"], env=environ, capture_output=True, text=True, timeout=50)
     assert (done.returncode, done.stderr) == (130, "")
+
+
+@pytest.mark.parametrize("verb", ["events", "logs"])
+def test_following_ends_with_who_reads_it(cluster: LocalCluster, verb: str) -> None:
+    command = [sys.executable, "-m", "localdask", verb, "-f"]
+    there = localdask(verb).stdout.splitlines()
+    with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as follow:
+        assert follow.stdout is not None and follow.stderr is not None
+        try:
+            assert [follow.stdout.readline().decode().rstrip("\n") for _ in there] == there
+            follow.stdout.close()
+            assert follow.wait(50) == 0
+            assert follow.stderr.read() == b""
+        finally:
+            follow.kill()
