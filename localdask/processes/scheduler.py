@@ -37,14 +37,15 @@ from localdask.messages import (
     from_wire,
     to_wire,
 )
-from localdask.processes.acquaintances import BESIDE_TASKS, WatchedAttempts, WorkerLink, WorkerObserver
 from localdask.processes.alarm import Alarm
 from localdask.processes.anteroom import Anteroom
 from localdask.processes.changes import Changes
+from localdask.processes.observers import WatchedAttempts, WorkerObserver
 from localdask.processes.questions import QUESTION_WORDS, Answerer, Questions
 from localdask.processes.requests import OnAnswer, Requests
 from localdask.processes.roster import Roster
 from localdask.processes.scheduler_plugins import SchedulerPlugins
+from localdask.processes.worker_links import BESIDE_TASKS, WorkerLink
 from localdask.sizing import SETUP_S, TEARDOWN_S
 from localdask.state import scheduler as decisions
 from localdask.state.tasks import SchedulerState, WorkerState

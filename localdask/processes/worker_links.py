@@ -1,27 +1,24 @@
-"""Whom the scheduler's shell knows: each worker's way, and who wants to be told of workers, clients and attempts.
+"""The scheduler's end of each worker's data pipe.
 
 Held by ``processes/scheduler.py``, in the user's process. Nothing is decided here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from localdask.messages import FromClient, FunctionRan, PluginAnswered, TaskDone, TaskErred, TaskRescheduled, WorkerSpent, WorkerTold
+from localdask.messages import FromClient, FunctionRan, PluginAnswered, WorkerSpent, WorkerTold
 from localdask.state.tasks import WorkerState
 from localdask.system.loop import Loop
 
 if TYPE_CHECKING:
     from localdask.system.memory_channel import AnyChannel
 
-__all__ = ["BESIDE_TASKS", "WatchedAttempts", "WorkerLink", "WorkerObserver"]
+__all__ = ["BESIDE_TASKS", "WorkerLink"]
 
 #: What a worker says that is not of its tasks.
 BESIDE_TASKS = frozenset({FromClient, FunctionRan, PluginAnswered, WorkerSpent, WorkerTold})
-
-_ENDS = frozenset({TaskDone, TaskErred, TaskRescheduled})
 
 
 class WorkerLink:
@@ -74,30 +71,3 @@ class WorkerLink:
         if self._is_writing:
             self._loop.remove_writer(self.channel.fileno())
             self._is_writing = False
-
-
-class WorkerObserver(Protocol):
-    """Who is told of workers that come and go. On the I/O thread, without the lock."""
-
-    def worker_came(self, name: str, life: int) -> None: ...
-    def worker_joined(self, name: str, life: int) -> None: ...
-    def worker_left(self, name: str, life: int, is_expected: bool) -> None: ...
-
-
-class WatchedAttempts:
-    """Who is called, once, when an attempt at a task has ended by itself. On the I/O thread."""
-
-    def __init__(self) -> None:
-        self._calls: dict[int, Callable[[], None]] = {}
-
-    def __bool__(self) -> bool:
-        return bool(self._calls)
-
-    def watch(self, attempt: int, call: Callable[[], None]) -> None:
-        """Have this called; in place of what was to be called."""
-        self._calls[attempt] = call
-
-    def ended(self, words: Iterable[Any]) -> list[Callable[[], None]]:
-        """Return whom to call for what a worker said."""
-        attempts = [word.attempt for word in words if type(word) in _ENDS and word.attempt in self._calls]
-        return [self._calls.pop(attempt) for attempt in attempts]
