@@ -8,15 +8,19 @@ gives values to ``get`` and futures to the other two.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from localdask.api.futures import CANCELLED, LOST, Future, FutureState, futures_in
 from localdask.api.graphs import OPTIONS, Graph
 from localdask.api.storing import Storing
 from localdask.messages import SubmitTasks
+from localdask.spelling import mend_of
 
 __all__ = ["Collections", "futures_of"]
+
+#: What Dask's ``compute`` and ``persist`` take and makes no difference here.
+_IDLE_OPTIONS = ("fifo_timeout", "actors")
 
 
 class Collections(Storing):
@@ -54,23 +58,28 @@ class Collections(Storing):
         Parameters
         ----------
         collections : collection, or a list of collections and other things
-            What to compute; other things pass through.
+            What to compute; other things pass through. A list, tuple, set or dict within the list, or in its place a dict, is
+            one thing to compute, with the collections in it, unless ``traverse`` is False.
         sync : bool, default False
             Whether to wait for the values and return them.
         optimize_graph, traverse
             As for ``dask.compute``.
         **kwargs
-            As for ``get``.
+            As for ``get``; others are a ``TypeError``.
 
         Returns
         -------
         Future or list of Future
             One for each collection; values when ``sync``.
         """
-        from dask import base  # noqa: PLC0415 - an extra of the user's
+        from dask import base, delayed  # noqa: PLC0415 - an extra of the user's
 
+        _check_options("compute", kwargs)
         is_one = not isinstance(collections, (list, tuple, set, frozenset))
         given = [collections] if is_one else list(collections)
+        if traverse:
+            group: Any = delayed
+            given = [group(part) if isinstance(part, (list, tuple, set, dict, Iterator)) else part for part in given]
         compute: Any = base.compute
         made = list(compute(*given, scheduler=self._futures_of_graph, optimize_graph=optimize_graph, traverse=traverse, **kwargs))
         found = made[0] if is_one else made
@@ -86,7 +95,7 @@ class Collections(Storing):
         optimize_graph
             As for ``dask.persist``.
         **kwargs
-            As for ``get``.
+            As for ``get``; others are a ``TypeError``.
 
         Returns
         -------
@@ -95,6 +104,7 @@ class Collections(Storing):
         """
         from dask import base  # noqa: PLC0415 - an extra of the user's
 
+        _check_options("persist", kwargs)
         is_one = not isinstance(collections, (list, tuple, set, frozenset))
         given = [collections] if is_one else list(collections)
         persist: Any = base.persist
@@ -139,6 +149,13 @@ class Collections(Storing):
                 self._link.post([SubmitTasks(self.id, specs, tuple(wanted))])
         del keeps
         return _in_shape(keys, lambda key: made[graph.name(key)])
+
+
+def _check_options(method: str, options: Iterable[str]) -> None:
+    known = f"it takes {', '.join(OPTIONS)}"
+    for name in options:
+        if name not in OPTIONS and name not in _IDLE_OPTIONS:
+            raise TypeError(f"{method}() has no argument {name!r}; {mend_of(name, OPTIONS, known)}")
 
 
 def _flatten(keys: Any) -> Iterable[Any]:

@@ -67,7 +67,7 @@ class Graph:
 
         self._kinds = kinds
         given = dict(dsk.__dask_graph__() if hasattr(dsk, "__dask_graph__") else dsk)
-        nodes: dict[Any, Any] = kinds.convert_legacy_graph(given)
+        nodes = self._with_futures_apart(kinds.convert_legacy_graph(given))
         self._names: dict[Any, str] = {}
         self._aliases: dict[Any, Any] = {}
         self._given = dict(options)
@@ -94,6 +94,29 @@ class Graph:
                     self.data.append((name, node.value))
                 else:
                     self._calls[key] = node
+
+    def _with_futures_apart(self, nodes: Mapping[Any, Any]) -> dict[Any, Any]:
+        """Return nodes of which the futures that Dask fused into others are nodes of their own: it knows only ``distributed``'s."""
+        found: dict[Any, Any] = {}
+        return {**{key: self._without_futures(node, found) for key, node in nodes.items()}, **found}
+
+    def _without_futures(self, node: Any, found: dict[Any, Any]) -> Any:
+        """Return a node that reads the futures within it from beside it; add those to ``found``."""
+        kinds = self._kinds
+        if not isinstance(node, kinds.Task) or not node.has_subgraph():
+            return node
+        parts, result, names, *given = node.args
+        mine: dict[Any, Any] = {}
+        others = {}
+        for key, part in parts.items():
+            if isinstance(part, kinds.DataNode) and isinstance(part.value, Future):
+                mine[key] = part
+            else:
+                others[key] = self._without_futures(part, mine)
+        if not mine:
+            return node
+        found.update(mine)
+        return kinds.Task(node.key, node.func, others, result, (*names, *mine), *given, *map(kinds.TaskRef, mine))
 
     @staticmethod
     def _needed(nodes: dict[Any, Any], keys: Iterable[Any]) -> dict[Any, Any]:

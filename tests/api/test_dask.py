@@ -231,6 +231,36 @@ def test_futures_of_a_client_go_into_delayed_calls(client: Client) -> None:
     assert dask.delayed(sum)([future, future, 1]).compute() == 5
 
 
+def test_arrays_bags_and_frames_are_made_of_futures(client: Client) -> None:
+    future = client.submit(np.arange, 4)
+    array = da.from_delayed(future, shape=(4,), dtype=int)
+    assert array.compute().tolist() == [0, 1, 2, 3]
+    assert array.sum().compute() == 6
+    assert da.concatenate([array + 1, da.from_delayed(dask.delayed(future), shape=(4,), dtype=int)]).sum().compute() == 16
+    assert client.compute((array * 2).max()).result() == 6
+    assert db.from_delayed([future, future]).map(increase).sum().compute() == 20
+    part = client.submit(pd.DataFrame, {"a": [1, 2]})
+    assert dd.from_delayed([part, part]).a.sum().compute() == 6
+
+
+def test_compute_takes_what_a_container_holds_as_one_thing(client: Client) -> None:
+    call, array = dask.delayed(increase)(1), da.arange(4, chunks=2)
+    future = client.compute({"a": call, "b": [array.sum(), 5]})
+    assert isinstance(future, Future) and future.result() == {"a": 2, "b": [6, 5]}
+    first, second = client.compute([[call, call], call])
+    assert first.result() == [2, 2] and second.result() == 2
+    assert client.compute([[call]], traverse=False) == [[call]]
+    assert client.compute([(call, 1), {"x": call}], sync=True) == [(2, 1), {"x": 2}]
+
+
+def test_compute_and_persist_name_an_argument_that_they_have_not(client: Client) -> None:
+    with pytest.raises(TypeError, match=r"compute\(\) has no argument 'retires'; did you mean retries"):
+        client.compute(dask.delayed(increase)(1), retires=2)
+    with pytest.raises(TypeError, match=r"persist\(\) has no argument 'zzz'; it takes workers, "):
+        client.persist(dask.delayed(increase)(1), zzz=2)
+    assert client.compute(dask.delayed(increase)(1), fifo_timeout="1s", actors=None, sync=True) == 2
+
+
 def test_futures_of_finds_each_future_once(client: Client) -> None:
     one, two = client.map(increase, range(2))
     assert set(futures_of([one, {"a": (two, one)}])) == {one, two}
