@@ -1,4 +1,4 @@
-"""When the scheduler looks at what depends on time, whichever thread finds out that it must."""
+"""The timer for everything that the scheduler does at a certain time; any thread may set it."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
 """Functions that ``client.run`` sends, and changes of plugins: done in a worker at once, beside its tasks.
 
-The worker queues here what it hears, and has its main thread call the function between
-two tasks; when that thread is busy a new one does. What a function changes of the
-process (its directory, its streams) stays, unlike what a task changes. Outcomes are bytes
-that always load. Nothing here touches a pipe or holds the worker's lock while it calls.
+They are queued here, and the worker's main thread calls them between two tasks; if that thread is busy, a new
+one does. What a function changes in the process (its directory, its streams) stays, unlike what a task
+changes. Outcomes are bytes that always load. Nothing here touches a pipe, or holds the worker's lock during a call.
 """
 
 from __future__ import annotations

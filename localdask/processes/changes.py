@@ -1,6 +1,6 @@
-"""Waiting until something holds of a cluster's processes, which come and go.
+"""Waiting until a condition on a cluster's processes holds, while these come and go.
 
-A condition variable would not do: an interrupt can leave its lock torn.
+Not a ``threading.Condition``, whose lock an interrupt can leave torn.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Where one thread of a worker waits: for its pipes, and for a bell that other threads ring.
 
-Two threads of a worker wait, one at a time for the pipes: its main thread when it has
-nothing to run, and its listener when the main thread is away for long. Each has an ear of
-its own. An ear only says which descriptors have something; it reads nothing but its bell.
+A worker has two such threads, of which one at a time waits for the pipes: the main thread when it has nothing to
+run, and the listener when the main thread is busy for long. Each has an ear of its own. An ear only says which
+descriptors have something to read; all that it reads itself is its bell.
 """
 
 from __future__ import annotations

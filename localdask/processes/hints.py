@@ -1,7 +1,7 @@
-"""A word about tasks that wait for a worker that nobody is: of a name, or with resources, that no worker has.
+"""What to say about tasks that no worker can run: they ask for a worker, or for resources, that do not exist.
 
-Runs on the scheduler's I/O thread. Such a task is no error, because the worker may come; when none did after a
-while the cluster says once what is waited for. Nothing happens while every task is admitted somewhere.
+Such a task is no error, because a worker like that may still come. If none has come after a while, the
+cluster says once what it is waiting for. Runs on the scheduler's I/O thread, and only while such tasks exist.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""What a cluster remembers of what its processes wrote and what happened to them, for those who look later.
+"""The last lines that a cluster's processes wrote, and the last things that happened to them, for those who look later.
 
-Runs in the cluster's process, on the scheduler's I/O thread. It keeps the last lines and
-events, within limits, each with a number; who looks asks for those from a number on, and may
-ask to be answered only when there are more. So a slow reader costs nothing: what it did
-not fetch in time is counted as lost, never kept for it.
+Lines and events are numbered, and kept within limits. Whoever looks asks for those from a number on, and may
+wait until there are more. So a slow reader costs nothing: what it did not fetch in time is counted as lost, not
+kept for it. Runs in the cluster's process, on the scheduler's I/O thread.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Clears away what a killed worker was writing for others, and what it had not yet told the scheduler of.
+"""Removes what a killed worker was writing for others, and what it had written but not told the scheduler of.
 
-Runs on the scheduler's I/O thread, for the cluster. Files that the scheduler knows of stay: their results outlive
-their worker. What clients in its tasks published goes with the cluster.
+Files that the scheduler knows of stay: results in them outlive their worker. What clients in its tasks
+published is removed with the cluster. Runs on the scheduler's I/O thread, for the cluster.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""A worker's process as its nanny makes it: with its pipes and its board, and not yet told who it is.
+"""A worker's process as its nanny makes it: with its pipes and its board, but without a name yet.
 
-So it can be made before the nanny itself knows whose it is: forking and what a child
-first touches take some milliseconds, and the user's process has other things to do meanwhile.
+So it can be made before the nanny itself knows for whom. To fork and to touch the first pages takes some
+milliseconds, in which the user's process has other things to do.
 """
 
 from __future__ import annotations

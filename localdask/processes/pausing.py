@@ -1,8 +1,8 @@
-"""Paused workers: told to the scheduler, and looked after until they go on.
+"""Paused workers: the scheduler is told of them, and they are watched until they go on.
 
-Runs on the scheduler's I/O thread, for the supervisor. Which worker is paused, its nanny says; what that means for
-tasks is ``state/scheduler.py``'s, and when it is for good, ``state/pausing.py``'s. Nothing here waits, and nothing
-happens while nobody is paused.
+A nanny says that its worker is paused; ``state/scheduler.py`` decides what that means for tasks, and
+``state/pausing.py`` when the worker cannot go on by itself. Runs on the scheduler's I/O thread, for the
+supervisor, and only while somebody is paused. Nothing here waits.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Workers on their way out: looked at until they have nothing left, then given to who ends them.
+"""Workers on their way out: watched until they have nothing left, then handed to whoever ends them.
 
-Runs on the scheduler's I/O thread, for the supervisor. What a leaving worker still owes is
-decided by ``state/retirement.py``. Nothing here waits, and nothing happens while nobody retires.
+``state/retirement.py`` decides what a leaving worker still has to do. Runs on the scheduler's I/O thread, for
+the supervisor, and only while somebody retires. Nothing here waits.
 """
 
 from __future__ import annotations

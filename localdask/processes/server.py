@@ -1,9 +1,9 @@
 """A cluster's door for clients in other processes of the same user.
 
-Runs on the scheduler's I/O thread: it lets visitors in, greets them, passes their words
-to the scheduler as those of any client, and sends them what the scheduler says to them.
-A visitor that dies takes with it what it wanted, and nothing else; one that says what is
-no word loses its own connection, and nobody else's. Nothing of a user's is unpickled here.
+It lets visitors in, greets them, passes their words to the scheduler like those of any client, and sends
+them the scheduler's words. When a visitor dies, what it wanted is released and nothing else happens; one that sends
+garbage loses its own connection and nobody else's. Nothing of a user's is unpickled here. Runs on the
+scheduler's I/O thread.
 """
 
 from __future__ import annotations

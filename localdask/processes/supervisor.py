@@ -1,8 +1,8 @@
-"""The nannies of one cluster: asked for by number, told of, and ended together.
+"""The nannies of one cluster: asked for by number, watched, and ended together.
 
-Runs in the user's process. ``LocalCluster`` makes one and asks it; what nannies tell comes
-on the scheduler's I/O thread and goes on to the scheduler, the reloads and the plugins.
-It decides only how many there are: each nanny's own life is ``state/supervision.py``'s.
+Runs in the user's process. ``LocalCluster`` makes one; what nannies say arrives on the scheduler's I/O thread and
+is passed on to the scheduler, the reloader and the plugin keeper. It decides only how many nannies there are: each
+one's life is decided by ``state/supervision.py``.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
-"""What tasks may spoil for those after them, remembered and put back.
+"""What a task may spoil for those after it: put back when the task is done.
 
-A worker's process remembers its working directory, its signal handlers and its standard
-streams after its preloads are set up, and after each function that ``run`` called there,
-because those change them on purpose. A task that moves, closes or replaces one of them
-harms nobody but itself: ``restore`` puts it back. Used by a worker that has a process of
-its own; never in a user's process, whose surroundings are the user's.
+A worker's process remembers its working directory, its signal handlers and its standard streams once its
+preloads are set up, and again after each function that ``run`` called there, because those change them on
+purpose. So a task that moves, closes or replaces one of them harms nobody but itself. Only for workers that
+have a process of their own: a user's process is the user's to change.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""Answers about tasks that were not sent to a worker yet: which they are, and cancelling only those.
+"""Which of some tasks were not sent to a worker yet, and the cancelling of only those.
 
-What ``concurrent.futures`` asks of a future, and Dask does not: a call that waits can be
-cancelled, one that runs cannot. A cluster registers these answers with its scheduler; they
-are given on the scheduler's I/O thread.
+This is what ``concurrent.futures`` asks and Dask does not: a call that waits can be cancelled, one that runs
+cannot. Registered with the scheduler by the cluster, and answered on the scheduler's I/O thread.
 """
 
 from __future__ import annotations
