@@ -195,7 +195,7 @@ class BeginWorker:
 @message(113)
 @record
 class MemoryPressed:
-    """To the worker: whether it is paused now, and whether it is to spill what it holds."""
+    """To the worker: whether it is paused now, and so is to give back what it has freed, and whether it is to spill what it holds."""
 
     is_paused: bool
     must_spill: bool

@@ -89,7 +89,7 @@ class MemoryWatch:
             self._say(WorkerPaused(life, nbytes))
         elif Act.RESUME in acts:
             self._say(WorkerResumed(life, nbytes))
-        if acts:
+        if acts or pressure.must_trim:
             tell(MemoryPressed(pressure.is_paused, Act.SPILL in acts))
         self._plan(partial(self._look, life, child, board, pressure, tell), pressure.look_s(is_busy))
 

@@ -63,6 +63,9 @@ class Spiller:
             worker.status = "paused" if word.is_paused else "running"
         if word.must_spill:
             self.press()
+        elif word.is_paused:
+            self._desk.add_errand(trim)
+            self._desk.ring()
 
     def look(self) -> None:
         """Have a result moved, if one should be."""

@@ -19,7 +19,8 @@ IDLE_LOOK_S = 2.0
 UNWATCHED_LOOK_S = 60.0
 #: After how many looks at an idle worker it is to tell of work; after one more it is left alone.
 IDLE_LOOKS = 2
-#: At which looks in a row above ``spill`` a worker is told to: the first, and each so many later.
+#: At which looks in a row above ``spill`` a worker is told to, and at which of a paused one what it has freed is given back: the first,
+#: and each so many later.
 SPILL_LOOKS = 10
 _KEY = "worker.memory"
 
@@ -52,6 +53,7 @@ class Pressure:
     steps: Steps
     is_paused: bool = False
     n_above_spill: int = 0
+    n_paused: int = 0
     n_idle: int = 0
 
     @property
@@ -71,6 +73,11 @@ class Pressure:
         """Whether the worker is to tell of work from now on: one look before it is left alone, so that nothing begins in between."""
         return self.n_idle >= IDLE_LOOKS
 
+    @property
+    def must_trim(self) -> bool:
+        """Whether what the worker has freed is to be given back now: its C library keeps it, and alone it may be enough for a pause."""
+        return self.n_paused % SPILL_LOOKS == 1
+
     def look(self, nbytes: int, is_busy: bool) -> list[Act]:
         """Return what is to be done about a worker that has so many bytes to itself; ``is_busy`` when it runs tasks.
 
@@ -84,6 +91,7 @@ class Pressure:
         if must_pause != self.is_paused:
             self.is_paused = must_pause
             acts.append(Act.PAUSE if must_pause else Act.RESUME)
+        self.n_paused = self.n_paused + 1 if must_pause else 0
         if not self._is_above(nbytes, self.steps.spill):
             self.n_above_spill = 0
             return acts

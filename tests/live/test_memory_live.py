@@ -85,6 +85,26 @@ def test_a_worker_is_paused_while_its_results_take_too_much_and_says_what_they_a
         assert [kind for kind in events if kind.startswith("worker-")] == ["worker-joined", "worker-paused", "worker-resumed"]
 
 
+def test_a_worker_is_not_kept_paused_by_what_its_tasks_have_freed(tmp_path: Path) -> None:
+    def use(nbytes: int, sign: str) -> int:
+        held = [bytes([n]) * 1_000_000 for n in range(nbytes // 1_000_000)]
+        while not os.path.exists(sign):
+            time.sleep(0.01)
+        return len(held)
+
+    def tell(kind: str, **fields: Any) -> None:
+        if kind == "worker-paused":
+            (tmp_path / "paused").touch()
+
+    with (
+        config.set({"worker.memory": {"target": False, "spill": False, "pause": 0.6, "terminate": False}}),
+        LocalCluster(n_workers=1, threads_per_worker=1, memory_limit="100MB", on_event=tell) as cluster,
+        Client(cluster) as client,
+    ):
+        assert client.submit(use, 60_000_000, str(tmp_path / "paused")).result() == 60
+        assert client.submit(abs, -1).result(timeout=30) == 1
+
+
 def test_results_beyond_the_target_go_to_disk_and_outlive_their_worker(tmp_path: Path) -> None:
     def make(n: int, folder: str) -> bytes:
         with open(f"{folder}/{n}", "a") as file:

@@ -46,6 +46,15 @@ def test_without_a_limit_or_a_step_nobody_watches() -> None:
     assert Pressure(100, Steps(pause=0.8)).is_watched
 
 
+def test_a_paused_worker_gives_back_what_it_has_freed_at_once_and_now_and_then() -> None:
+    pressure = Pressure(100, Steps(pause=0.5))
+    trims = []
+    for nbytes in (40, *[60] * 12, 40, 60):
+        pressure.look(nbytes, is_busy=False)
+        trims.append(pressure.must_trim)
+    assert [look for look, is_trim in enumerate(trims) if is_trim] == [1, 11, 14]
+
+
 @given(st.lists(st.tuples(st.integers(0, 100), st.booleans())), st.floats(0, 1))
 def test_pauses_and_resumptions_alternate_and_follow_the_memory(looks: list[tuple[int, bool]], fraction: float) -> None:
     pressure = Pressure(100, Steps(pause=fraction))
