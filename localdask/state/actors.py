@@ -1,7 +1,8 @@
 """Where actors live, and what their loss means: an actor's state cannot be computed again, so what depends on it fails.
 
 An actor is a task whose value stays in the one worker that made it; what others have is a small
-proxy. Pure. Called by ``state/lineage.py``, for calls of methods by ``processes/actor_calls.py``, and by who chooses which workers leave.
+proxy. Pure. Called by ``state/lineage.py``, by ``processes/actor_calls.py`` for calls of methods, and by
+``state/retirement.py``, because workers where actors live leave last.
 """
 
 from __future__ import annotations

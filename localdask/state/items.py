@@ -4,7 +4,7 @@ A value is opaque here: its pickle, as plain data, and the keys of its futures. 
 as long as any value that names it is kept, or is on its way to a client that has not said yet that it
 has a future of its own.
 
-Used by the machines of queues and variables, which are driven by ``processes/coordination.py``.
+Used by the machines of queues and variables, which are driven by ``processes/exchange.py``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Named queues of values: who puts waits for room, and who takes waits for values.
 
-Driven by ``processes/coordination.py``, which brings what is left in ``answers`` to who asked.
+Driven by ``processes/exchange.py``, which brings what is left in ``answers`` to who asked.
 What was taken is remembered until its taker has said that it arrived: a client that dies, or
 gives up, just then gives it back to the front of the queue.
 """

@@ -1,8 +1,8 @@
 """What the scheduler knows: tasks, workers, clients, and the states a task can be in.
 
-Data only, and the laws that the data obeys (``validate``). The decisions that change
-it are in ``state/scheduler.py`` and ``state/placement.py``. Used by the scheduler in
-the user's process and by every test of it; never touches the world.
+Data only; ``state/validation.py`` has the laws that it obeys. What clients say changes it in
+``state/clients.py``, what workers answer in ``state/answers.py``; where tasks run is decided in
+``state/placement.py``, and what is kept and made again in ``state/lineage.py``.
 
 A task's states carry Dask's names where Dask has one:
 

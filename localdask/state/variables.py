@@ -1,6 +1,6 @@
 """Named values that are set and read, and who waits for one to be set.
 
-Driven by ``processes/coordination.py``, which brings what is left in ``answers`` to who asked.
+Driven by ``processes/exchange.py``, which brings what is left in ``answers`` to who asked.
 A value that was read is kept until its reader has said that it arrived, whatever it is replaced by.
 """
 

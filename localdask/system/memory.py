@@ -1,7 +1,7 @@
 """How much memory a process has to itself: what is shared with others, as mapped segments are, is not counted.
 
-Asked by the cluster's process about its workers when somebody looks, so that an idle worker is never woken to
-measure itself. Reads what the kernel tells and changes nothing.
+A nanny asks it of its worker, a worker of itself after a task, and the cluster's process of its workers when
+somebody looks, so that an idle worker is never woken for it. Reads what the kernel tells and changes nothing.
 """
 
 from __future__ import annotations
