@@ -11,6 +11,7 @@ a user pickled, except what was sent to it on purpose: plugins, and what
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -18,7 +19,7 @@ import socket
 import sys
 import time
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, ClassVar
 
@@ -192,11 +193,15 @@ class Nanny:
             self._on_word[type(word)](self, word)
 
     def _change_plugin(self, word: Any) -> None:
-        self._say(self._plugin_words.hear(word))
+        with self._starting():
+            answer = self._plugin_words.hear(word)
+        self._say(answer)
 
     def _call_asked(self, word: RunFunction) -> None:
         """Call what ``run(nanny=True)`` sent here on purpose. Until it returns, this nanny does nothing else."""
-        tell_outcome(word, call_function(word.call, _run_coroutine, dask_worker=self), self._say)
+        with self._starting():
+            outcome = call_function(word.call, _run_coroutine, dask_worker=self)
+        tell_outcome(word, outcome, self._say)
 
     def _stop(self, grace_s: float) -> None:
         if self.status in ("running", "init"):
@@ -227,7 +232,8 @@ class Nanny:
         """Do our own part of a reload, or pass the worker's on."""
         mine = self._worker
         if word.member == self.name and word.life == self._life:
-            self._reloads.hear(word)
+            with self._starting():
+                self._reloads.hear(word)
         elif mine is not None and word.member == self.worker_name and word.life == mine.life:
             self._tell_worker(mine, word)
 
@@ -356,7 +362,7 @@ class Nanny:
         newborn, self._newborn = self._newborn, None
         place = None if newborn is None else (self._begin.environ, changes, self._begin.cwd, self._begin.sys_path)
         if newborn is None:
-            self._started_before = sessions.children()
+            self._started_here = sessions.children()
             newborn = Newborn(by_spawn=self._settings.get("method") == "spawn")
         child = newborn.child
         mine = self._worker = _WorkerProcess(life, newborn)
@@ -415,8 +421,17 @@ class Nanny:
                 self._worker_ended(mine)
 
     def _own_children(self) -> frozenset[int]:
-        """What preloads and plugins of this nanny started. All other children are its worker's, inherited as a subreaper."""
-        return self._started_before | sessions.children(os.getsid(0))
+        """What was started here by preloads, plugins and calls. All other children are the worker's, inherited as a subreaper."""
+        return self._started_here | sessions.children(os.getsid(0))
+
+    @contextlib.contextmanager
+    def _starting(self) -> Iterator[None]:
+        """Take for our own what the block starts, also in sessions of its own."""
+        before = sessions.children()
+        try:
+            yield
+        finally:
+            self._started_here |= sessions.children() - before
 
     def _worker_ended(self, mine: _WorkerProcess) -> None:
         if self._worker is not mine:
@@ -446,7 +461,7 @@ class Nanny:
         )
         self._step(sv.ChildExited(mine.life, word, blameless=bool(executing)))
 
-    _started_before: frozenset[int] = frozenset()
+    _started_here: frozenset[int] = frozenset()
     _was_told_why = False
     _last_word: WorkerDown = WorkerDown(0, ExitWord.CRASHED.value, 0, (), 0, ())
 

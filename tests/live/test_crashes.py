@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,21 @@ def test_what_a_nannys_preload_started_goes_on_when_its_worker_dies(tmp_path: Pa
         wait_for_replacement(cluster, before)
         assert [companion.status() for companion in companions] == [psutil.STATUS_SLEEPING] * 2
     assert not any(companion.is_running() for companion in companions)
+
+
+def test_what_a_call_in_a_nanny_started_goes_on_when_its_worker_dies() -> None:
+    def start(dask_worker: Any) -> list[int]:
+        dask_worker.started = [subprocess.Popen(["sleep", "1000"], start_new_session=alone) for alone in (False, True)]
+        return [child.pid for child in dask_worker.started]
+
+    with LocalCluster(n_workers=1, threads_per_worker=1) as cluster, Client(cluster) as client:
+        (pids,) = client.run(start, nanny=True).values()
+        started = [psutil.Process(pid) for pid in pids]
+        before = worker_pids(cluster)
+        kill(before["w0"])
+        wait_for_replacement(cluster, before)
+        assert [process.status() for process in started] == [psutil.STATUS_SLEEPING] * 2
+    assert not any(process.is_running() for process in started)
 
 
 def test_orphans_of_tasks_that_ended_are_collected_while_their_worker_lives() -> None:
