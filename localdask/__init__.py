@@ -59,6 +59,7 @@ if TYPE_CHECKING:  # what type checkers read in place of __getattr__ below
 _PLACES = {
     "Actor": "localdask.api.actors",
     "ActorFuture": "localdask.api.actors",
+    "CancelledError": "concurrent.futures",
     "Client": "localdask.api.client",
     "Environ": "localdask.preloads.installing",
     "Event": "localdask.api.events",
@@ -75,6 +76,7 @@ _PLACES = {
     "Reschedule": "localdask.processes.runner",
     "SchedulerPlugin": "localdask.preloads.plugins",
     "Semaphore": "localdask.api.semaphores",
+    "TimeoutError": "builtins",
     "UploadDirectory": "localdask.preloads.uploads",
     "UploadFile": "localdask.preloads.uploads",
     "Variable": "localdask.api.variables",

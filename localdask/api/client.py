@@ -15,6 +15,7 @@ from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
+from localdask import sizing
 from localdask.api import addresses, companions
 from localdask.api import futures as futures_room
 from localdask.api.annotations import MAP_BATCH, TaskOptions, check_mapped, present
@@ -114,6 +115,8 @@ class Client(
 
     #: Whether its blocking methods return awaitables.
     asynchronous = False
+    #: What a failed pickle's text says instead (``system/culprits.py``).
+    __localdask_mend__ = "call get_client() inside the task"
 
     def __new__(cls, *args: Any, asynchronous: bool = False, **kwargs: Any) -> Client:
         """Make the kind that is asked for."""
@@ -534,14 +537,17 @@ class Client(
             return default_client()
         raise ValueError("Not running inside the `as_current` context manager")
 
+    def __reduce__(self) -> Any:
+        raise TypeError("a Client stays in its process")
+
     def __repr__(self) -> str:
         if self.status != "running":
             return "<Client: No scheduler connected>"
         if self.cluster is None:
             return f"<Client: {self._link.address!r}>"
         info = self.cluster.scheduler_info
-        threads = sum(worker["nthreads"] for worker in info["workers"].values())
-        return f"<Client: {self.cluster.scheduler_address!r} processes={len(info['workers'])} threads={threads}>"
+        memory = f", memory={sizing.format_bytes(info['total_memory'])}" if info["total_memory"] else ""
+        return f"<Client: {info['address']!r} processes={info['n_workers']} threads={info['total_threads']}{memory}>"
 
 
 #: The running clusters that ``Client()`` finds; ``localdask run`` puts its own here.
@@ -555,10 +561,23 @@ _making_task_client = threading.Lock()
 
 
 def default_client() -> Client:
-    """Return the newest client that was made with ``set_as_default``; ValueError when there is none."""
+    """Return the newest client that was made with ``set_as_default``, in a task that of ``get_client``; ValueError when there is none."""
     if not _clients:
+        from localdask.processes import runner  # noqa: PLC0415 - what only a worker has
+
+        if runner.own_worker() is not None:
+            return get_client()
         raise ValueError("No global client found and no address provided; make a Client first")
     return _clients[-1]
+
+
+def client_of(cluster: Any) -> Client:
+    """Return the current client if it is of this cluster, else a new one."""
+    try:
+        current = Client.current()
+    except ValueError:
+        return Client(cluster)
+    return current if current.cluster is cluster and current.status == "running" else Client(cluster)
 
 
 def get_client(address: Any = None, timeout: Any = None, resolve_address: bool = True) -> Client:

@@ -142,6 +142,8 @@ class LocalCluster:
 
     #: Whether its blocking methods return awaitables.
     asynchronous = False
+    #: What a failed pickle's text says instead (``system/culprits.py``).
+    __localdask_mend__ = "call get_client() inside the task"
     _server: Server | None = None
     _adaptive: Adaptive | None = None
     segments: segments.SegmentFolder | None = None
@@ -456,9 +458,12 @@ class LocalCluster:
         """Return the highest generation that a nanny's or worker's preloads are at; None when it has none."""
         return max((status.generation for status in self.preloads if status.status.get(name) == "ok"), default=None)
 
+    def __reduce__(self) -> Any:
+        raise TypeError("a LocalCluster stays in its process")
+
     def get_client(self) -> Any:
-        """Return a client of this cluster."""
-        return client_room.Client(self)
+        """Return the current client if it is of this cluster, else a new one. As in Dask."""
+        return client_room.client_of(self)
 
     def get_logs(self, cluster: bool = True, scheduler: bool = True, workers: bool | list[str] = True) -> dict[str, str]:
         """Return what happened, under ``"Scheduler"``, and what each worker wrote, by its address: the oldest line first. As in Dask.

@@ -72,7 +72,8 @@ class Collections(Storing):
         Future or list of Future
             One for each collection; values when ``sync``.
         """
-        from dask import base, delayed  # noqa: PLC0415 - an extra of the user's
+        from dask import base  # noqa: PLC0415 - an extra of the user's
+        from dask.delayed import delayed  # noqa: PLC0415 - as that
 
         _check_options("compute", kwargs)
         is_one = not isinstance(collections, (list, tuple, set, frozenset))

@@ -6,6 +6,7 @@ Called by ``api/cluster.py`` and ``api/reception.py``; reads the scheduler's sta
 from __future__ import annotations
 
 import os
+import time
 from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -20,17 +21,21 @@ if TYPE_CHECKING:
 
 def describe(scheduler: Scheduler) -> dict[str, Any]:
     """Return the scheduler and its workers, in the shape of ``distributed``'s ``scheduler_info``."""
+    now = time.time()  # a worker that is known has its pipe open
     workers = {
         scheduler.worker_address(worker.name): {
             "type": "Worker",
             "id": worker.name,
             "name": worker.name,
+            "host": "127.0.0.1",
             "pid": worker.pid,
             "life": worker.life,
             "nthreads": worker.nthreads,
             "memory_limit": worker.memory_limit,
             "resources": dict(worker.resources),
             "status": worker.status,
+            "services": {},
+            "last_seen": now,
             "processing": len(worker.in_flight),
             "done": worker.n_done,
             "metrics": {"memory": private_nbytes(worker.pid), **_held_nbytes(scheduler, worker)},

@@ -17,7 +17,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -48,7 +48,7 @@ from localdask.processes.scheduler_plugins import SchedulerPlugins
 from localdask.processes.worker_links import BESIDE_TASKS, WorkerLink
 from localdask.sizing import SETUP_S, TEARDOWN_S
 from localdask.state import scheduler as decisions
-from localdask.state.tasks import SchedulerState, WorkerState
+from localdask.state.tasks import SchedulerState, TaskState, WorkerState
 from localdask.system.loop import Loop
 from localdask.system.shared_pipes import SharedPipes
 from localdask.system.shield import ShieldedLock
@@ -136,6 +136,10 @@ class Scheduler:
     @property
     def workers(self) -> Roster:
         return Roster(self._state.workers)
+
+    @property
+    def tasks(self) -> Mapping[str, TaskState]:
+        return self.state.tasks
 
     def worker_address(self, name: str) -> str:
         """Return the address of a worker by its name."""

@@ -153,6 +153,9 @@ def _type_name(obj: object) -> str:
 
 
 def _mend(obj: object) -> str:
+    own = getattr(type(obj), "__localdask_mend__", None)
+    if isinstance(own, str):
+        return own
     if isinstance(obj, GeneratorType) or type(obj).__name__.endswith("_iterator"):
         return "make a list of it first"
     if hasattr(type(obj), "fileno") and hasattr(type(obj), "close"):

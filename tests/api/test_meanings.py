@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
+import time
 from collections import OrderedDict, defaultdict
 from typing import Any, NamedTuple
 
 import pytest
 
-from localdask import Client, as_completed
+from localdask import Client, LocalCluster, as_completed, default_client, get_client, sizing, wait
 from localdask.cancellations import FutureCancelledError
+from localdask.errors import SerializationError
 
 pytestmark = pytest.mark.shared
 
@@ -109,6 +112,56 @@ def test_a_coroutine_function_is_awaited_on_the_scheduler(client: Client) -> Non
 
 
 def on_scheduler(function: Any) -> Any:
-    from localdask import get_client
-
     return get_client().run_on_scheduler(function, more=3)
+
+
+def test_a_client_or_cluster_in_a_task_is_refused_with_what_to_do(client: Client, shared_cluster: LocalCluster) -> None:
+    with pytest.raises(SerializationError, match=r"closure variable client is a localdask.*Client; call get_client\(\) inside the task"):
+        client.submit(lambda: client.submit(double, 1).result())
+    with pytest.raises(SerializationError, match=r"args\[0\] is a localdask.*LocalCluster; call get_client\(\) inside the task"):
+        client.submit(same, shared_cluster)
+    with pytest.raises(TypeError, match="a Client stays in its process"):
+        pickle.dumps(client)
+
+
+def test_a_cluster_gives_the_current_client_if_that_is_its_own(client: Client, shared_cluster: LocalCluster) -> None:
+    assert shared_cluster.get_client() is client
+    with Client(shared_cluster, set_as_default=False) as other, other.as_current():
+        assert shared_cluster.get_client() is other
+    with LocalCluster(n_workers=1, processes=False) as another, another.get_client() as its_own:
+        assert its_own is not client and its_own.cluster is another
+
+
+def default_in_task() -> bool:
+    return default_client() is get_client() is Client.current()
+
+
+def test_the_default_client_of_a_task_is_that_of_get_client(client: Client) -> None:
+    assert client.submit(default_in_task).result()
+
+
+def test_errors_have_the_names_that_are_imported_from_distributed(client: Client) -> None:
+    from localdask import CancelledError, TimeoutError
+
+    future = client.submit(time.sleep, 60)
+    with pytest.raises(TimeoutError):
+        future.result(timeout=0.01)
+    client.cancel(future, force=True)
+    with pytest.raises(CancelledError):
+        future.result()
+
+
+def test_a_worker_is_described_in_dasks_words(client: Client) -> None:
+    info = client.scheduler_info()
+    for worker in info["workers"].values():
+        assert worker["host"] == "127.0.0.1" and worker["services"] == {}
+        assert worker["last_seen"] <= time.time()
+        assert worker["memory_limit"] > 0 and worker["status"] == "running"
+    memory = f"memory={sizing.format_bytes(info['total_memory'])}"
+    assert repr(client) == f"<Client: {info['address']!r} processes=2 threads=2, {memory}>"
+
+
+def test_the_scheduler_shows_its_tasks_by_key(client: Client) -> None:
+    future = client.submit(double, 21, key="twice")
+    wait(future)
+    assert client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.tasks["twice"].state) == "memory"
