@@ -34,12 +34,11 @@ class Retirements:
             then(True)
             return
         now = time.monotonic()
-        going = self._scheduler.decide(lambda state: retirement.begin(state, worker, now))
-        self._look(going, now + grace_s, _FIRST_LOOK_S, then)
+        self._look(Retirement(worker), now + grace_s, _FIRST_LOOK_S, then)
 
     def _look(self, going: Retirement, deadline: float, pause_s: float, then: Callable[[bool], None]) -> None:
-        is_drained = self._scheduler.decide(lambda state: retirement.advance(state, going))
         now = time.monotonic()
+        is_drained = self._scheduler.decide(lambda state: retirement.advance(state, going, now, is_last=now >= deadline))
         if is_drained or now >= deadline:
             then(is_drained)
             return

@@ -33,25 +33,28 @@ def spare(state: SchedulerState, names: Iterable[str]) -> list[str]:
 
 @record
 class Retirement:
-    """One worker on its way out, and the keys that it was asked to publish."""
+    """One worker on its way out: whether it gets no more, which attempts have waited there, and which keys it was asked to publish."""
 
     worker: WorkerState
+    is_begun: bool = False
+    waited: set[int] = field(default_factory=set)
     asked: set[str] = field(default_factory=set)
 
 
-def begin(state: SchedulerState, worker: WorkerState, now: float) -> Retirement:
-    """Send a worker nothing more, and ask back what it has not started."""
-    state.now = now
-    set_leaving(state, worker, now)
-    take_back_all(state, worker)
-    return Retirement(worker)
+def advance(state: SchedulerState, retirement: Retirement, now: float, *, is_last: bool = False) -> bool:
+    """Send a worker nothing more, and have published what only it holds; return whether it runs nothing and holds nothing alone.
 
-
-def advance(state: SchedulerState, retirement: Retirement) -> bool:
-    """Have published what only this worker holds; return whether it runs nothing and holds nothing alone."""
+    It begins with the first call, or with the ``is_last`` while a task there may need it.
+    """
     worker = retirement.worker
     if state.workers.get(worker.name) is not worker:
         return True
+    if not retirement.is_begun and not is_last and _is_needed(state, retirement):
+        return False
+    if not retirement.is_begun:
+        retirement.is_begun = True
+        set_leaving(state, worker, now)
+        take_back_all(state, worker)
     alone = [task for task in map(state.tasks.get, worker.has) if task is not None and _holds_alone(worker, task)]
     for task in alone:
         # Once each: what cannot be pickled stays where it is, and is made again from its recipe.
@@ -63,3 +66,11 @@ def advance(state: SchedulerState, retirement: Retirement) -> bool:
 
 def _holds_alone(worker: WorkerState, task: TaskState) -> bool:
     return task.state == MEMORY and task.payload is None and task.holders == (worker,)
+
+
+def _is_needed(state: SchedulerState, retirement: Retirement) -> bool:
+    """Whether a task there has waited for others, which could run nowhere else: it would stand still until the grace is over."""
+    worker = retirement.worker
+    retirement.waited |= worker.seceded
+    has_waiting = any(attempt in worker.in_flight for attempt in retirement.waited)
+    return has_waiting and not any(other.is_running for other in state.workers.values() if other is not worker)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from localdask import Client, LocalCluster
+from localdask import Client, LocalCluster, get_client
 from localdask.errors import UsageError
 from tests.conftest import wait_until
 
@@ -76,6 +77,34 @@ def test_a_task_that_outlasts_the_grace_is_done_elsewhere(tmp_path: Path) -> Non
         client.retire_workers("w1", grace=0.05)
         gate.touch()
         assert future.result() == "through"
+
+
+def test_the_only_worker_runs_what_its_task_waits_for_before_it_leaves(tmp_path: Path) -> None:
+    def parent(folder: str) -> int:
+        client = get_client()
+        first = client.submit(noted, 1, folder)
+        return sum(client.submit(noted, n, folder).result() for n in range(2, 5)) + first.result()
+
+    def gated(folder: str) -> int:
+        noted(0, folder)
+        while not os.path.exists(os.path.join(folder, "open")):
+            time.sleep(0.005)
+        return 0
+
+    def waits(folder: str) -> int:
+        client = get_client()
+        return client.submit(gated, folder).result() + parent(folder)
+
+    with LocalCluster(n_workers=1, threads_per_worker=1) as cluster, Client(cluster) as client:
+        future = client.submit(waits, str(tmp_path))
+        wait_until((tmp_path / "0").exists)
+        leaving = threading.Thread(target=client.retire_workers, args=(["w0"],))
+        leaving.start()
+        wait_until(lambda: not cluster.workers)
+        (tmp_path / "open").touch()
+        assert future.result(timeout=30) == 10
+        leaving.join()
+        assert [(tmp_path / str(n)).read_text() for n in range(5)] == ["x"] * 5
 
 
 def test_without_closing_a_retired_worker_stays_and_gets_nothing() -> None:
