@@ -311,6 +311,7 @@ class LocalCluster:
             environ=dict(os.environ),
             cwd=_working_directory(),
             sys_path=[path or _working_directory() for path in sys.path if isinstance(path, str)],
+            argv=list(sys.argv),
             settings=self._settings,
             nanny_preloads=self._reloader.rows("nanny"),
             worker_preloads=self._reloader.rows("worker"),

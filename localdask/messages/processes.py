@@ -50,6 +50,7 @@ class BeginNanny:
     environ: dict[str, str]
     cwd: str
     sys_path: list[str]
+    argv: list[str]
     settings: dict[str, Any]
     nanny_preloads: list[Any]
     worker_preloads: list[Any]
@@ -181,7 +182,7 @@ class WorkerResumed:
 class BeginWorker:
     """The first word to a worker on its supervise pipe.
 
-    ``place`` is (environment, changes of it, working folder, search path) for one that was forked before its nanny had them.
+    ``place`` is (environment, changes of it, working folder, search path, arguments) for one that was forked before its nanny had them.
     """
 
     name: str
@@ -189,7 +190,7 @@ class BeginWorker:
     cluster: str
     settings: dict[str, Any]
     preloads: list[Any]
-    place: tuple[dict[str, str], dict[str, str | None], str, list[str]] | None = None
+    place: tuple[dict[str, str], dict[str, str | None], str, list[str], list[str]] | None = None
 
 
 @message(113)

@@ -360,7 +360,7 @@ class Nanny:
         changes.update((name, None if value is None else str(value)) for name, value in self.env.items())
         change_environ(changes)
         newborn, self._newborn = self._newborn, None
-        place = None if newborn is None else (self._begin.environ, changes, self._begin.cwd, self._begin.sys_path)
+        place = None if newborn is None else (self._begin.environ, changes, self._begin.cwd, self._begin.sys_path, self._begin.argv)
         if newborn is None:
             self._started_here = sessions.children()
             newborn = Newborn(by_spawn=self._settings.get("method") == "spawn")
@@ -483,7 +483,7 @@ def main(fd: int, *, with_worker: bool = False) -> None:
         begin, *early = channel.wait_for_message()
     except (EOFError, OSError):
         return
-    take_place(begin.environ, begin.cwd, begin.sys_path)
+    take_place(begin.environ, begin.cwd, begin.sys_path, begin.argv)
     if newborn is not None and (begin.nanny_preloads or begin.nanny_plugins):
         newborn.discard()  # what those do to this process is for its worker too
         newborn = None

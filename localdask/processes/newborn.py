@@ -50,7 +50,8 @@ class Newborn:
         passed = [its.fileno(), lower.fileno(), board_fd, its_out, its_err]
         try:
             if by_spawn or process.n_threads() > 1:
-                code = f"import sys; sys.path[:] = {sys.path!r}; from localdask.processes.newborn import be_worker; be_worker({passed!r})"
+                taken = f"sys.path[:], sys.argv[:] = {sys.path!r}, {sys.argv!r}"
+                code = f"import sys; {taken}; from localdask.processes.newborn import be_worker; be_worker({passed!r})"
                 pid = process.spawn([sys.executable, "-c", code], pass_fds=passed, new_session=True)
             else:
                 pid = process.fork(lambda: be_worker(passed))

@@ -51,8 +51,8 @@ def main(supervise_fd: int, data_fd: int, board_fd: int) -> NoReturn:
     except (EOFError, ProtocolError):
         os._exit(EXIT_LOST_PARENT)
     if begin.place is not None:
-        environ, changes, cwd, sys_path = begin.place
-        take_place(environ, cwd, sys_path)
+        environ, changes, cwd, sys_path, argv = begin.place
+        take_place(environ, cwd, sys_path, argv)
         change_environ(changes)
     board = memoryview(map_board(board_fd)).cast("Q")
     worker = Worker(begin.name, begin.life, begin.cluster, begin.settings, data, supervise, board)

@@ -1,4 +1,4 @@
-"""What one process takes over from another: environment variables, the folder it works in, where modules are found.
+"""What one process takes over from another: environment, working folder, where modules are found, and the command line.
 
 A nanny takes those of the user's process, as they were when its cluster began, and a worker
 that was made before takes the nanny's. Both were forked from the launcher, which was exec'd
@@ -21,10 +21,11 @@ def note_environ() -> None:
     _noted.update(os.environ)
 
 
-def take_place(environ: dict[str, str], cwd: str, sys_path: list[str]) -> None:
+def take_place(environ: dict[str, str], cwd: str, sys_path: list[str], argv: list[str]) -> None:
     """Take these over, at the beginning of a process's life; a folder that is gone is not gone to."""
     _take_environ(environ)
     sys.path[:] = sys_path
+    sys.argv[:] = argv
     if os.path.isdir(cwd):
         os.chdir(cwd)
 

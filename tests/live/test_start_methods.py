@@ -66,6 +66,16 @@ def run(arguments: Sequence[str], folder: Path, stdin: str = "") -> str:
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_workers_have_the_arguments_of_the_script(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", "--epochs", "3"])
+    with LocalCluster(n_workers=1, start_method=method) as cluster, Client(cluster) as client:
+        assert client.submit(lambda: __import__("sys").argv).result() == ["train.py", "--epochs", "3"]
+        client.restart()
+        assert client.submit(lambda: __import__("sys").argv).result() == ["train.py", "--epochs", "3"]
+        assert client.run(lambda: __import__("sys").argv, nanny=True) == {cluster.worker_address("w0"): ["train.py", "--epochs", "3"]}
+
+
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("way", ["script", "-c", "stdin", "-m"])
 def test_no_main_guard_is_needed(way: str, method: str, tmp_path: Path) -> None:
     code = CODE.replace("METHOD", method)
