@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Key", "Renewal", "SourceBook", "version_hash"]
 
+#: How many names of changed files a reload's line may have: a checkout changes hundreds.
+N_FILES_SHOWN = 4
+
 #: A preload: its role, and its place among that role's preloads.
 Key: TypeAlias = "tuple[str, int]"
 
@@ -140,9 +143,11 @@ class SourceBook:
 
     def _explain(self, saved: Mapping[Path, bytes], keys: Iterable[Key], counts: str) -> str:
         """Say which file changed, by how many lines, and what that leads to."""
-        files = dict.fromkeys(path.name for path in saved)
         preloads = dict.fromkeys(os.path.basename(self.sources[key].path) for key in keys)
-        changed = ", ".join(files) + " changed" + counts
+        files = sorted({path.name for path in saved}, key=lambda name: (name not in preloads, name))
+        n_more = len(files) - N_FILES_SHOWN + 1
+        shown = ", ".join(files) if n_more <= 1 else f"{', '.join(files[:-n_more])} and {n_more} more"
+        changed = f"{shown} changed{counts}"
         return changed if set(preloads) <= set(files) else f"{changed} → {', '.join(name for name in preloads if name not in files)}"
 
     def _renew(self, codes: Mapping[Key, bytes | None], cause: str) -> Renewal:

@@ -15,6 +15,7 @@ import pytest
 from localdask.errors import LocaldaskError, PreloadError, UsageError
 from localdask.preloads import trust, urls
 from localdask.preloads.sources import Helper, Source, hash_code, may_be_click, read_source, read_sources, renew_source, spread_argv
+from localdask.processes.source_book import SourceBook
 from tests.conftest import write
 
 
@@ -454,3 +455,23 @@ def test_an_address_that_holds_too_much_too_little_or_sends_elsewhere_is_refused
         urls.fetch_url(serve((302, b"", {"Location": "http://example.com/x.py"})))
     with pytest.raises(PreloadError, match="refused"):
         urls.fetch_url("http://127.0.0.1:1/x.py")
+
+
+@pytest.mark.parametrize(
+    ("n_helpers", "cause"),
+    [
+        (1, "preload_of_many.py, m0.py changed (+2 −2) → other_preload.py"),
+        (3, "preload_of_many.py, m0.py, m1.py, m2.py changed (+4 −4) → other_preload.py"),
+        (30, "preload_of_many.py, m0.py, m1.py and 28 more changed (+31 −31) → other_preload.py"),
+    ],
+)
+def test_why_a_reload_came_names_the_preloads_first_and_not_hundreds_of_files(folder: Path, n_helpers: int, cause: str) -> None:
+    for name in ("preload_of_many", "other_preload", *(f"m{index}" for index in range(n_helpers))):
+        write(folder / f"{name}.py", "x = 1\n")
+    sources = read_sources(["preload_of_many.py", "other_preload.py"])
+    book = SourceBook({"worker": sources, "nanny": [], "scheduler": []})
+    helpers = [(f"m{index}", str(folder / f"m{index}.py")) for index in range(n_helpers)]
+    book.note_helpers("worker", [(place, name, path, hash_code(b"x = 1\n")) for place in (0, 1) for name, path in helpers])
+    paths = list(book.watched())  # which reads what runs
+    saved = {path: b"x = 2\n" for path in reversed(paths) if path.name != "other_preload.py"}
+    assert book.take_saved(saved).cause == cause
