@@ -64,7 +64,10 @@ def explain_failure(error: BaseException, *, preload: str, process: str, did: st
     else:
         said = f"{did} raised {first_line(error)}{at}"
     text = f"the preload {preload} failed{who}: {said}"
-    return PreloadError(text, preload=preload, process=process, where=where, detail=_trimmed(error, filename))
+    detail = _trimmed(error, filename)
+    if detail == first_line(error):  # no frame of the user's: the text says it all
+        detail = ""
+    return PreloadError(text, preload=preload, process=process, where=where, detail=detail)
 
 
 def explain_overrun(frames: Sequence[FrameSummary], limit_s: float, *, preload: str, process: str, did: str, filename: str) -> PreloadError:

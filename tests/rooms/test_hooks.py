@@ -267,6 +267,15 @@ def test_whatever_a_hook_raises_becomes_one_error_that_says_where(caller: HookCa
     assert "localdask/preloads" not in failure.detail
 
 
+def test_a_hook_that_cannot_be_called_with_its_service_is_told_in_one_line(caller: HookCaller) -> None:
+    def forgets_the_service() -> None: ...
+
+    with pytest.raises(PreloadError) as caught:
+        caller.call(forgets_the_service, None, name=NAME, timeout_s=5)
+    assert "takes 0 positional arguments but 1 was given" in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
 def test_an_interrupt_from_the_keyboard_passes_through(caller: HookCaller) -> None:
     with pytest.raises(KeyboardInterrupt):
         caller.call(raises(KeyboardInterrupt()), [], name=NAME, timeout_s=10)
