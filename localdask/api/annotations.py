@@ -8,6 +8,7 @@ here; ``Client`` reads what holds at each submission.
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from queue import Queue, SimpleQueue
@@ -27,7 +28,21 @@ MAP_BATCH = 256
 #: What holds here: the options of every block around, the innermost last. None costs nothing.
 present: ContextVar[dict[str, Any] | None] = ContextVar("localdask-annotations", default=None)
 
-_KNOWN = ("timeout", "retry_on", "retries", "priority", "workers", "resources", "allow_other_workers")
+#: Those that ``dask.annotate`` has too.
+_OF_DASK = ("retries", "priority", "workers", "resources", "allow_other_workers")
+_KNOWN = ("timeout", "retry_on", *_OF_DASK)
+
+
+def options_here() -> dict[str, Any] | None:
+    """Return what the blocks around say, of ours and of ``dask.annotate``; ours go first. None when they say nothing."""
+    own = present.get()
+    find = getattr(sys.modules.get("dask.base"), "get_annotations", None)
+    theirs = None if find is None else find()
+    if not theirs:
+        return own
+    # A function of the key is for the tasks of a collection, which have it with their graph.
+    known = {name: theirs[name] for name in _OF_DASK if theirs.get(name) is not None and not callable(theirs[name])}
+    return {**known, **(own or {})} if known else own
 
 
 @contextlib.contextmanager
@@ -35,7 +50,7 @@ def annotate(**options: Any) -> Iterator[None]:
     """Give options to all tasks that are submitted in the block, as ``dask.annotate`` does.
 
     What a call of ``submit`` or ``map`` says itself goes first. Blocks may be nested; the
-    innermost goes first.
+    innermost goes first. What ``dask.annotate`` says holds too, after these.
 
     Parameters
     ----------
@@ -94,7 +109,7 @@ class TaskOptions:
         retries: int | None = None,
         priority: float = 0,
     ) -> None:
-        here = present.get() or {}
+        here = options_here() or {}
         workers = here.get("workers") if workers is None else workers
         allow_other_workers = allow_other_workers or here.get("allow_other_workers", False)
         if allow_other_workers and not workers:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 from localdask import sizing
 from localdask.api import addresses, companions
 from localdask.api import futures as futures_room
-from localdask.api.annotations import MAP_BATCH, TaskOptions, check_mapped, present
+from localdask.api.annotations import MAP_BATCH, TaskOptions, check_mapped, options_here
 from localdask.api.asking import Asking
 from localdask.api.awaiting import Awaiting
 from localdask.api.client_preloads import begin_client_preloads, end_client_preloads
@@ -270,7 +270,7 @@ class Client(
             key = self._key(function, arguments, pure)
         elif type(key) is not str:
             check_key(key)
-        if workers is None and not resources and not retries and not priority and not allow_other_workers and present.get() is None:
+        if workers is None and not resources and not retries and not priority and not allow_other_workers and options_here() is None:
             spec = TaskSpec(key, function, arguments, self._dependencies(inputs) if inputs else ())
         else:
             spec = self._spec(key, function, arguments, inputs, TaskOptions(workers, allow_other_workers, resources, retries, priority))

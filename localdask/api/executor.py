@@ -17,7 +17,7 @@ from concurrent import futures as standard
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
-from localdask.api.annotations import MAP_BATCH, TaskOptions, present
+from localdask.api.annotations import MAP_BATCH, TaskOptions, options_here
 from localdask.api.callbacks import CallbackThread
 from localdask.api.futures import CANCELLED, PENDING, Future, FutureState
 from localdask.errors import ClosedError
@@ -125,7 +125,7 @@ class ClientExecutor(standard.Executor):
 
     def _spec(self, function: Function, named: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> TaskSpec:
         arguments, inputs, keeps = self._client._pack_arguments(args, kwargs)
-        options = self._usual_options if present.get() is None else TaskOptions(**self._options)
+        options = self._usual_options if options_here() is None else TaskOptions(**self._options)
         spec: TaskSpec = self._client._spec(self._client._key(named, arguments, self._pure), function, arguments, inputs, options)
         spec.keeps = keeps
         return spec

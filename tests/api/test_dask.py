@@ -292,6 +292,19 @@ def test_options_of_a_call_hold_for_all_its_tasks(client: Client, tmp_path: Path
         assert dask.delayed(fails_twice)(str(tmp_path / "b")).compute() == 3
 
 
+def test_annotations_of_dasks_hold_for_what_is_submitted_and_computed_within(client: Client, tmp_path: Path) -> None:
+    call = dask.delayed(fails_twice)(str(tmp_path / "c"))
+    with dask.annotate(retries=2, workers="w1", color="blue", priority=lambda key: 1):
+        assert client.submit(fails_twice, str(tmp_path / "a")).result() == 3
+        assert client.gather(client.map(fails_twice, [str(tmp_path / "b")])) == [3]
+        assert call.compute() == 3
+        assert client.get_executor().submit(fails_twice, str(tmp_path / "d")).result() == 3
+        assert client.submit(where, 1).result() == "w1"
+        assert client.submit(where, 2, workers="w0").result() == "w0"
+        with annotate(workers="w0"):
+            assert client.submit(where, 3).result() == "w0"
+
+
 def test_annotations_of_dasks_hold_for_their_tasks_alone(client: Client, tmp_path: Path) -> None:
     with dask.annotate(workers=["w1"], retries=2):
         there = [dask.delayed(where)(i) for i in range(3)]
