@@ -160,8 +160,9 @@ class ReloadRecord:
         generations = "/".join(dict.fromkeys(str(generation) for _, _, generation in self.preloads))
         if not self.has_failed:
             done = [account for account in self.processes.values() if account.ended in ("committed", "discarded")]
-            word = {"checked": "loaded", "swapped": f"loaded {n}/{n} · swapped"}.get(self.outcome, self.outcome)
-            line = f"reload {generations}  {self.cause}   {word} {len(done)}/{n} · {self.seconds * 1000:.0f} ms"
+            words = {"checked": "loaded", "swapped": f"loaded {n}/{n} · swapped", "brought-along": "brought to the running code"}
+            what = f"reload {generations}".rstrip()  # who is brought along may be behind in any of them
+            line = f"{what}  {self.cause}   {words.get(self.outcome, self.outcome)} {len(done)}/{n} · {self.seconds * 1000:.0f} ms"
             return "\n".join([line, *self._old_teardowns()])
         first, _, rest = self.detail.partition("\n")
         where = f" on {n}/{n}" if n else ""

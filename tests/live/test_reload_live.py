@@ -17,7 +17,8 @@ import pytest
 
 from localdask import Client, LocalCluster
 from localdask.errors import UsageError
-from localdask.processes.reloading import reload_settings
+from localdask.processes.reloading import ReloadRecord, reload_settings
+from localdask.state.attempts import MemberAccount
 from tests.conftest import wait_until
 
 WAIT_S = 30.0
@@ -185,6 +186,12 @@ def test_a_reload_gives_every_hook_the_time_that_it_was_given() -> None:
     assert settings.load_limit_s > 3 * 100
     assert settings.swap_limit_s > 3 * (100 + 20)
     assert settings.start_limit_s > 3 * 2 * 100
+
+
+def test_a_worker_that_came_during_a_reload_is_told_of_in_plain_words() -> None:
+    account = MemberAccount("w1", 1, "worker", vote="swapped", ended="committed")
+    record = ReloadRecord(3, "brought-along", (), "w1 started during a reload", "", 0.0, 0.003, {"w1": account})
+    assert str(record) == "reload  w1 started during a reload   brought to the running code 1/1 · 3 ms"
 
 
 def test_an_old_teardown_that_fails_in_a_reload_is_told(preload: Preload) -> None:
