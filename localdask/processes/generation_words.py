@@ -152,6 +152,9 @@ def _explain(error: BaseException) -> tuple[str, str]:
     """Return an error as one line and a traceback. The process is in the word already, and the preload mostly in the line."""
     if isinstance(error, PreloadError):
         text = str(error.args[0])
+        if error.usage:  # click's: its last line says what is wrong, and those before it who would know better
+            usage, _, wrong = text.rstrip().rpartition("\n")
+            return f"{error.preload}: {wrong.removeprefix('Error: ')}", usage.rstrip()
         said = text.removeprefix(f"the preload {error.preload} failed in {error.process}: ")
         named = said if said == text or error.preload in said else f"{error.preload}: {said}"
         return named, error.detail[-TRACEBACK_MAX:]

@@ -194,6 +194,17 @@ def test_a_worker_that_came_during_a_reload_is_told_of_in_plain_words() -> None:
     assert str(record) == "reload  w1 started during a reload   brought to the running code 1/1 · 3 ms"
 
 
+def test_an_option_that_the_new_code_does_not_have_is_told_first(preload: Preload) -> None:
+    text = "import click\n@click.command()\n@click.option('--{0}')\ndef dask_setup(worker, {0}): worker.value = {0}\n"
+    preload.path.write_text(text.format("database"))
+    with running(preload, preload_argv=["--database", "rows.db"]) as (cluster, client):
+        preload.path.write_text(text.format("databases"))
+        first, *rest = wait_for_record(cluster, "rolled-back").detail.splitlines()
+        assert re.fullmatch(rf"w\d swap failed: {preload.path}: No such option '?--database'?.*", first)
+        assert rest[0].startswith("Usage: ")
+        assert values(client) == ["rows.db"] * 2
+
+
 def test_an_old_teardown_that_fails_in_a_reload_is_told(preload: Preload) -> None:
     preload.path.write_text(preload.text(1) + "    raise OSError('cannot close')\n")
     with running(preload) as (cluster, client):
