@@ -292,12 +292,14 @@ def compile_source(code: bytes, filename: str, *, preload: str) -> Any:
 def renew_source(source: Source, code: bytes | None = None, *, trust: bool = False) -> Source:
     """Return a file or module preload with what its file holds now (or ``code``), compiled; the generation stays.
 
-    Raises ``PreloadError`` for source that does not compile, ``UsageError`` when the file cannot be read any more.
+    Raises ``PreloadError`` for source that does not compile, ``UsageError`` when the file cannot be read or trusted any more.
     """
     if not source.is_watched:
         return source
     if code is None:
         code = _read_bytes(source.path, source.label, trust)
+    elif code != source.code and not trust:
+        _refuse_others(source.path, source.label)
     return _checked(replace(source, code=code))
 
 
@@ -344,10 +346,18 @@ def _read_bytes(path: str, label: str, trust: bool) -> bytes:
             raise UsageError(f"the preload {label} is no regular file ({path}); save the source in one")
         if status.st_size > MAX_NBYTES:
             raise UsageError(f"the preload {label} has {status.st_size} bytes, and {MAX_NBYTES} are the limit; is it Python source?")
-        why = "" if trust else explain_distrust(path)
-        if why:
-            raise UsageError(f"the preload {label} is refused, because what it says is run: {why}, or allow it with --trust-preload")
+        if not trust:
+            _refuse_others(path, label)
         return file.read()
+
+
+def _refuse_others(path: str, label: str) -> None:
+    try:
+        why = explain_distrust(path)
+    except OSError as error:
+        raise UsageError(f"the preload {label} cannot be read: {error.strerror} ({path}); put the file back") from None
+    if why:
+        raise UsageError(f"the preload {label} is refused, because what it says is run: {why}, or allow it with --trust-preload")
 
 
 def _read_module(name: str, argv: tuple[str, ...], trust: bool) -> Source:

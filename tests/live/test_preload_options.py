@@ -14,6 +14,7 @@ import pytest
 
 from localdask import Client, LocalCluster, config, get_worker
 from localdask.errors import PreloadError, UsageError
+from tests.conftest import wait_until
 from tests.live.scripts import environment
 
 
@@ -56,6 +57,19 @@ def test_a_file_that_others_may_change_runs_only_where_it_is_trusted(tmp_path: P
         LocalCluster(n_workers=1, preload=path)
     with LocalCluster(n_workers=1, preload=path, trust_preload=True) as cluster, Client(cluster) as client:
         assert client.submit(is_fetched).result()
+
+
+def test_what_others_may_have_saved_while_a_cluster_runs_is_refused_too(tmp_path: Path) -> None:
+    path = tmp_path / "opened_later.py"
+    path.write_text("def dask_setup(worker): worker.value = 1\n")
+    with LocalCluster(n_workers=1, preload=path, on_event=lambda kind, **fields: None) as cluster, Client(cluster) as client:
+        path.chmod(0o666)
+        path.write_text("def dask_setup(worker): worker.value = 2\n")
+        wait_until(lambda: len(cluster.reloads) == 1)
+        assert "other users can write it" in cluster.reloads[0].detail
+        assert client.run(lambda dask_worker: dask_worker.value) == {worker: 1 for worker in client.scheduler_info()["workers"]}
+        path.chmod(0o644)
+        assert cluster.reload().outcome == "swapped"
 
 
 def test_an_optional_preload_that_fails_is_told_and_its_process_serves(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
