@@ -12,9 +12,12 @@ from typing import Any, TypeVar
 
 from localdask.errors import UsageError
 
-__all__ = ["check_count", "check_function", "check_priority", "read"]
+__all__ = ["FILE", "check_count", "check_function", "check_priority", "read"]
 
 R = TypeVar("R")
+
+#: What a file's name is: a number would be taken for a descriptor, and what has it open be written over.
+FILE = "a file's path"
 
 
 def read(name: str, value: Any, make: Callable[[Any], R], wanted: str) -> R:

@@ -388,6 +388,7 @@ class LocalCluster:
             raise ValueError(f"`n_workers` must be a positive integer. Instead got {n_workers}.")
         seconds = parse_timeout(timeout)
         if not self.scheduler.wait_for(lambda: len(self.scheduler.workers) >= n_workers, seconds):
+            self._check_open()
             raise WorkerStartTimeoutError(len(self.scheduler.workers), n_workers, seconds or 0)
 
     @property
@@ -449,7 +450,7 @@ class LocalCluster:
     def wait_for_generation(self, n: int, path: str | os.PathLike[str] | None = None, timeout: float | str | None = None) -> None:
         """Wait until a preload (without ``path``, any) is at generation n in every process; ``TimeoutError`` when it is not in time."""
         name = None if path is None else os.fspath(path)
-        reloader, seconds = self._reloader, parse_timeout(timeout)
+        reloader, seconds, n = self._reloader, parse_timeout(timeout), check_count("n", n) or 0
         if not self.scheduler.wait_for(lambda: reloader.generation(name) >= n, seconds):
             self._check_open()
             last = f"; the last reload: {reloader.records[-1]}" if reloader.records else "; nothing was reloaded"
@@ -570,8 +571,9 @@ class LocalCluster:
     def restart(self, timeout: float | None = None, wait_for_workers: bool = True) -> None:
         """Cancel all tasks and replace every worker process."""
         self._check_open()
+        seconds = parse_timeout(timeout)
         self.scheduler.forget_everything("scheduler-restart")
-        self._supervisor.restart(timeout, wait=wait_for_workers)
+        self._supervisor.restart(seconds, wait=wait_for_workers)
 
     def _check_open(self) -> None:
         if self.status in ("closing", "closed"):

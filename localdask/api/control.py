@@ -39,6 +39,7 @@ class Control:
 
     status: str
     cluster: Any
+    _check_running: Callable[[], None]
     _ask: Callable[..., Any]
 
     def run(
@@ -74,6 +75,7 @@ class Control:
         """
         if on_error not in ("raise", "return", "ignore"):
             raise ValueError(f"on_error={on_error!r}; it is 'raise', 'return' or 'ignore'")
+        _check_call("run", function)
         call = codec.dumps((function, args, kwargs), "the function or an argument of run")
         answers: dict[str, bytes | None] = self._ask("run", call, worker_names(workers), wait, nanny)
         if not wait:
@@ -95,6 +97,8 @@ class Control:
         What a coroutine function returns is awaited, in a thread of its own. From another process or a task the function,
         its arguments and its result travel by pickle.
         """
+        _check_call("run_on_scheduler", function)
+        self._check_running()
         if self.cluster is not None:
             return call_with_scheduler(self.cluster.scheduler, function, args, kwargs)  # type: ignore[no-any-return]
         call = codec.dumps((function, args, kwargs), "the function or an argument of run_on_scheduler")
@@ -132,6 +136,11 @@ class Control:
         return {address: worker["nthreads"] for address, worker in found.items() if not names or worker["name"] in names}
 
     ncores = nthreads
+
+
+def _check_call(what: str, function: Any) -> None:
+    if not callable(function):
+        raise TypeError(f"{what} calls a function, and {function!r:.80} is none: give a function and its arguments")
 
 
 def _outcome(address: str, answer: bytes | None, who: str) -> Any:

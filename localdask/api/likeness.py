@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from localdask.api.control import run_coroutine
 from localdask.api.futures import parse_timeout
 from localdask.errors import UsageError
-from localdask.parameters import read
+from localdask.parameters import FILE, read
 from localdask.spelling import mend_of
 from localdask.system.signatures import parameters_of
 
@@ -99,7 +99,7 @@ def take_client_words(address: Any, words: dict[str, Any]) -> Any:
         return address
     import json  # noqa: PLC0415 - 3 ms, and few clients are told by a file
 
-    with open(path, encoding="utf-8") as file:
+    with open(read("scheduler_file", path, os.fspath, FILE), encoding="utf-8") as file:
         return json.load(file)["address"]
 
 
@@ -134,6 +134,7 @@ class Likeness:
         """Write how the cluster is reached to a file, for ``Client(scheduler_file=…)`` in other processes of this user."""
         import json  # noqa: PLC0415 - 3 ms, and few write one
 
+        path = read("scheduler_file", scheduler_file, os.fspath, FILE)
         info = self._ask("scheduler_info")
-        with open(scheduler_file, "w", encoding="utf-8") as file:
+        with open(path, "w", encoding="utf-8") as file:
             json.dump({"type": "Scheduler", "id": info["id"], "address": info["address"], "workers": {}}, file, indent=2)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from localdask.api.futures import parse_timeout
+from localdask.parameters import FILE, read
 
 __all__ = ["Profiling"]
 
@@ -67,6 +68,7 @@ class Profiling:
             )
         from localdask.processes.sampling import read_samples  # noqa: PLC0415 - 4 ms, and only who asks for a profile needs it
 
+        path = filename and read("filename", filename, os.fspath, FILE)
         self._begin_sampling()
         now = self._ask("record_tasks") if isinstance(start, str) or isinstance(stop, str) else 0.0
         since, until = (now - (parse_timeout(at, "start or stop") or 0.0) if isinstance(at, str) else at for at in (start, stop))
@@ -75,7 +77,7 @@ class Profiling:
         if plot or filename:
             from localdask.api.report import profile_page  # noqa: PLC0415 - only who draws needs it
 
-            with open(filename or "dask-profile.html", "w", encoding="utf-8") as file:
+            with open(path or "dask-profile.html", "w", encoding="utf-8") as file:
                 file.write(profile_page(merged))
         return merged if merge_workers else {address: tree_of(rows) for address, rows in found.items()}
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from localdask import sizing
 from localdask.api.task_stream import TaskWatch
+from localdask.parameters import FILE, read
 from localdask.version import __version__
 
 __all__ = ["performance_report", "profile_page"]
@@ -60,7 +61,7 @@ class performance_report(TaskWatch):
         self, filename: str | os.PathLike[str] = "dask-report.html", stacklevel: int = 1, mode: Any = None, storage_options: Any = None
     ) -> None:
         super().__init__()
-        self._filename = filename
+        self._filename = read("filename", filename, os.fspath, FILE)
 
     def __enter__(self) -> performance_report:
         with open(self._filename, "a", encoding="utf-8"):

@@ -18,6 +18,7 @@ from localdask.api.profiling import Profiling
 from localdask.api.stacks import shown_stacks
 from localdask.api.task_stream import Streaming
 from localdask.errors import WorkerNotFoundError
+from localdask.parameters import check_count
 from localdask.system import codec, outcomes
 from localdask.system.versions import read_versions
 
@@ -132,6 +133,7 @@ class Seeing(Streaming, Profiling):
         for _, source, stream, line in self._pages("logs"):
             if source in sources:
                 lines[sources[source]].append((_LEVELS.get(stream, "INFO"), line))
+        n = check_count("n", n, " of lines")
         return {address: tuple(written[::-1][:n]) for address, written in lines.items()}
 
     def get_scheduler_logs(self, n: int | None = None) -> tuple[tuple[str, str], ...]:
@@ -147,7 +149,7 @@ class Seeing(Streaming, Profiling):
             facts = " ".join(f"{name}={value}" for name, value in fields.items() if value not in ("", None))
             clock = time.strftime("%H:%M:%S", time.localtime(at))
             rows.append(("WARNING" if kind in _BAD_EVENTS else "INFO", f"{clock} {kind} {facts}".rstrip()))
-        return tuple(rows[::-1][:n])
+        return tuple(rows[::-1][: check_count("n", n, " of lines")])
 
     def _pages(self, what: str) -> Iterator[tuple[Any, ...]]:
         """Return what the cluster remembers, oldest first."""

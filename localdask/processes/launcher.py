@@ -17,7 +17,7 @@ import sys
 import time
 import types
 
-from localdask.errors import StartError
+from localdask.errors import ProtocolError, StartError
 from localdask.messages import ForkNanny
 from localdask.processes import nanny
 from localdask.sizing import KEEP_FREED
@@ -49,7 +49,7 @@ class Launcher:
     def _read(self) -> None:
         try:
             words = self._channel.receive()
-        except EOFError:
+        except (EOFError, ProtocolError):  # after which nothing comes that could be understood
             self._loop.remove_reader(self._channel.fileno())
             self._wind_up()
             return

@@ -296,7 +296,9 @@ class Reloader:
 
     def generation(self, path: str | None) -> int:
         """Return the generation of a preload, or the highest of all."""
-        return max((self._state.committed[key].generation for key in self._keys_of(path)), default=0)
+        if not self._sources:
+            raise UsageError("this cluster has no preloads, and so no generations of them; give it some by preload=…")
+        return max(self._state.committed[key].generation for key in self._keys_of(path))
 
     def _keys_of(self, path: str | None) -> list[tuple[str, int]]:
         if path is None:

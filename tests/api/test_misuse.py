@@ -17,10 +17,11 @@ from localdask import (
     annotate,
     as_completed,
     fire_and_forget,
+    performance_report,
     wait,
 )
 from localdask.api import cluster as cluster_room
-from localdask.errors import UsageError
+from localdask.errors import ClosedClientError, ClosedClusterError, UsageError
 
 pytestmark = pytest.mark.shared
 
@@ -60,6 +61,16 @@ pytestmark = pytest.mark.shared
         (lambda client: client.cluster.scale(cores="x"), UsageError, "cores='x'; it is a number of threads"),
         (lambda client: client.cluster.adapt(minimum="x"), UsageError, "minimum='x'; it is a number of workers"),
         (lambda client: client.cluster.adapt(maximum_memory=[]), UsageError, r"maximum_memory: \[\] is no size"),
+        (lambda client: client.profile(filename=3), UsageError, "filename=3; it is a file's path"),
+        (lambda client: performance_report(3), UsageError, "filename=3; it is a file's path"),  # type: ignore[arg-type]
+        (lambda client: client.write_scheduler_file(3), UsageError, "scheduler_file=3; it is a file's path"),  # type: ignore[arg-type]
+        (lambda client: Client(scheduler_file=3), UsageError, "scheduler_file=3; it is a file's path"),
+        (lambda client: client.run(3), TypeError, "run calls a function, and 3 is none"),  # type: ignore[arg-type]
+        (lambda client: client.run_on_scheduler(3), TypeError, "run_on_scheduler calls a function, and 3 is none"),  # type: ignore[arg-type]
+        (lambda client: client.get_worker_logs("x"), UsageError, "n='x'; it is a whole number of lines"),  # type: ignore[arg-type]
+        (lambda client: client.get_scheduler_logs("x"), UsageError, "n='x'; it is a whole number of lines"),  # type: ignore[arg-type]
+        (lambda client: client.cluster.restart(timeout="x"), UsageError, "timeout: 'x' is no duration"),
+        (lambda client: client.cluster.wait_for_generation(1), UsageError, "this cluster has no preloads"),
         (lambda client: client.cluster.adapt(interval="x"), UsageError, "interval: 'x' is no duration"),
     ],
 )
@@ -126,3 +137,12 @@ def test_adapting_goes_on_as_it_was_after_a_call_that_was_refused() -> None:
             cluster.adapt(minimum=3)
         assert "adapting" in repr(adaptive)
         assert "1 to 3" in repr(cluster.adapt(maximum=3)) and "stopped" in repr(adaptive)
+
+
+def test_what_is_closed_says_so() -> None:
+    with LocalCluster(n_workers=1, threads_per_worker=1) as cluster, Client(cluster) as client:
+        pass
+    with pytest.raises(ClosedClientError):
+        client.run_on_scheduler(abs, -1)
+    with pytest.raises(ClosedClusterError):
+        cluster.wait_for_workers(1)

@@ -1,4 +1,4 @@
-"""The launcher's own room: what becomes of a nanny that cannot be made."""
+"""The launcher's own room: what becomes of a nanny that cannot be made, and of a pipe that says no word."""
 
 from __future__ import annotations
 
@@ -34,5 +34,19 @@ def test_who_waits_for_a_nanny_that_cannot_be_forked_sees_its_pipe_end(
         assert capsys.readouterr().err == "localdask: no process could be forked: raise the process limit (`ulimit -u`)\n" * 2
     finally:
         upper_channel.close()
+        launcher._channel.close()
+        launcher._loop.close()
+
+
+def test_a_pipe_that_says_no_word_is_read_no_more() -> None:
+    upper, lower = socket.socketpair()
+    launcher = Launcher(lower.detach())
+    try:
+        with upper:
+            upper.sendall(b"<!DOCTYPE html>" * 10)
+            launcher._loop.add_reader(launcher._channel.fileno(), launcher._read)
+            launcher._read()
+            assert launcher._is_alone
+    finally:
         launcher._channel.close()
         launcher._loop.close()
