@@ -18,7 +18,7 @@ from localdask.api.profiling import Profiling
 from localdask.api.stacks import shown_stacks
 from localdask.api.task_stream import Streaming
 from localdask.errors import WorkerNotFoundError
-from localdask.parameters import check_count
+from localdask.parameters import check_count, read
 from localdask.system import codec, outcomes
 from localdask.system.versions import read_versions
 
@@ -184,7 +184,7 @@ class Seeing(Streaming, Profiling):
         ValueError
             The workers are threads of a process, which have no nanny.
         """
-        given: list[Any] = [workers] if isinstance(workers, (str, int)) else list(workers)
+        given: list[Any] = [workers] if isinstance(workers, (str, int)) else read("workers", workers, list, "a list of names or addresses")
         names: dict[Any, str] = {asked: worker_names(asked)[0] for asked in given}
         rows = self._ask("processes")
         known = {row["name"] for row in rows if row["role"] == "worker"}

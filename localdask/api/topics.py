@@ -38,6 +38,7 @@ class Listening:
         handler : callable
             Takes the event.
         """
+        read("topic", topic, hash, "a text")
         check_function("handler", handler, "f((time, message))")
         if self._news is None:
             news = self._news = SimpleQueue()
@@ -62,6 +63,7 @@ class Listening:
 
         Of each topic the last ``admin.low-level-log-length`` (1,000) are kept.
         """
+        read("topic", topic, hash, "a text")
         found = self._ask("topic_events", topic)
         if topic is None:
             return {name: tuple(map(tuple, events)) for name, events in found.items()}

@@ -61,6 +61,9 @@ pytestmark = pytest.mark.shared
         (lambda client: client.cluster.scale(cores="x"), UsageError, "cores='x'; it is a number of threads"),
         (lambda client: client.cluster.adapt(minimum="x"), UsageError, "minimum='x'; it is a number of workers"),
         (lambda client: client.cluster.adapt(maximum_memory=[]), UsageError, r"maximum_memory: \[\] is no size"),
+        (lambda client: client.restart_workers(3.5), UsageError, "workers=3.5; it is a list of names"),
+        (lambda client: client.subscribe_topic(["a"], print), UsageError, r"topic=\['a'\]; it is a text"),  # type: ignore[arg-type]
+        (lambda client: client.get_events(["a"]), UsageError, r"topic=\['a'\]; it is a text"),  # type: ignore[arg-type]
         (lambda client: client.profile(filename=3), UsageError, "filename=3; it is a file's path"),
         (lambda client: performance_report(3), UsageError, "filename=3; it is a file's path"),  # type: ignore[arg-type]
         (lambda client: client.write_scheduler_file(3), UsageError, "scheduler_file=3; it is a file's path"),  # type: ignore[arg-type]
