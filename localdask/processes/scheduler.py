@@ -133,6 +133,13 @@ class Scheduler:
                 self._send_out()
         return self._state
 
+    def is_quiet(self) -> bool:
+        """Whether no worker owes an answer. From any thread, a moment late perhaps."""
+        for worker in list(self._state.workers.values()):  # a view by address would cost a loop of calls a tenth
+            if worker.in_flight:
+                return False
+        return True
+
     @property
     def workers(self) -> Roster:
         return Roster(self._state.workers)
@@ -225,6 +232,10 @@ class Scheduler:
             if self.is_closed:
                 return
             self._let_in()
+            if is_submission and len(messages) > 1:
+                self._client_said(client, messages[:1])  # a worker may run it while the rest is taken in
+                self._send_out(is_patient=True)
+                messages = messages[1:]
             if messages:
                 self._client_said(client, messages)
             self._send_out(is_patient=is_submission)
@@ -366,7 +377,7 @@ class Scheduler:
             worker = link.worker
             if worker is None or not messages:
                 return
-        if any(type(message) in BESIDE_TASKS for message in messages):
+        if not BESIDE_TASKS.isdisjoint(map(type, messages)):
             messages = [message for message in messages if not self._heard_beside(link, message)]
         self._worker_said(link, worker, messages)
 
@@ -389,7 +400,7 @@ class Scheduler:
             messages = link.channel.receive()
         except (EOFError, ProtocolError):
             return False  # as it will be for the I/O thread
-        if any(type(message) in BESIDE_TASKS for message in messages):
+        if not BESIDE_TASKS.isdisjoint(map(type, messages)):
             link.unheard = messages
             self.loop.call_soon_threadsafe(partial(self._read_unheard, link))
             return False

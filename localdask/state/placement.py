@@ -64,8 +64,13 @@ def has_room(worker: WorkerState, is_measured: bool) -> bool:
 
 def work_ahead(state: SchedulerState) -> tuple[bool, bool]:
     """Return whether some worker, and whether every worker, has tasks ahead of those that it runs: each owes an answer then."""
-    have = [len(worker.in_flight) - len(worker.seceded) >= 2 * worker.nthreads for worker in state.workers.values()]
-    return True in have, bool(have) and False not in have
+    some, every = False, True
+    for worker in state.workers.values():
+        if len(worker.in_flight) - len(worker.seceded) >= 2 * worker.nthreads:
+            some = True
+        else:
+            every = False
+    return some, some and every
 
 
 def lacks_input(state: SchedulerState, keys: Iterable[str]) -> bool:
@@ -373,7 +378,10 @@ def rebalance(state: SchedulerState, now: float) -> None:
     state.rebalance_at = None
     if not state.idle or len(state.workers) < 2:
         return
-    if all(len(worker.in_flight) + len(worker.leaving) <= worker.nthreads for worker in state.workers.values()):
+    for worker in state.workers.values():
+        if len(worker.in_flight) + len(worker.leaving) > worker.nthreads:
+            break
+    else:
         return
     n_wanted = sum(worker.nthreads - worker.n_occupied for worker in state.idle.values())
     for worker in state.workers.values():
