@@ -112,10 +112,14 @@ class SchedulerLink:
         deferral = Deferral(pipes.ring_anyway)
         if deferral.begin():
             try:
-                pipes.lead(lambda: waiter.is_done or deferral.is_noted, timeout_s, self.scheduler.is_quiet)
+                pipes.lead(lambda: waiter.is_done or deferral.is_noted, timeout_s, self._is_quiet)
             finally:
                 deferral.end()
         return waiter.wait(None if deadline is None else deadline - time.monotonic())
+
+    def _is_quiet(self) -> bool:
+        """Whether no worker owes an answer."""
+        return not any(worker.in_flight for worker in list(self.scheduler.workers.values()))
 
     def close(self) -> None:
         self.scheduler.disconnect(self._client)

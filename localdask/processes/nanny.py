@@ -65,7 +65,7 @@ from localdask.system.transport import Channel
 #: What a worker is given to end once the user's process is gone, in seconds.
 ORPHAN_GRACE_S = 0.2
 #: A line of localdask's own in what Python writes of a crash: the worker runs deep inside its nanny's and the launcher's calls.
-_OWN_FRAME = re.compile(f'  File ("{re.escape(os.path.dirname(os.path.dirname(__file__)))}/[^"]*", line [0-9]+|"<string>", line 1) in ')
+_OWN_FRAME = f'  File ("{re.escape(os.path.dirname(os.path.dirname(__file__)))}/[^"]*", line [0-9]+|"<string>", line 1) in '
 
 
 class _WorkerProcess:
@@ -380,7 +380,7 @@ class Nanny:
 
     def _capture(self, mine: _WorkerProcess, fd: int, number: int) -> None:
         def on_lines(stream: int, lines: list[str]) -> None:
-            mine.last_lines.add([line for line in lines if not _OWN_FRAME.match(line)])
+            mine.last_lines.add([line for line in lines if not re.match(_OWN_FRAME, line)])
             self._outbox.put(self.worker_name, stream, lines)
 
         stream = CapturedStream(fd, number, on_lines)

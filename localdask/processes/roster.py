@@ -6,7 +6,7 @@ worker is found by its name as well, which is how everything here calls it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, ValuesView
 
 from localdask.state.tasks import WorkerState
 
@@ -35,6 +35,9 @@ class Roster(Mapping[str, WorkerState]):
 
     def __iter__(self) -> Iterator[str]:
         return iter([worker.address for worker in list(self._workers.values())])
+
+    def values(self) -> ValuesView[WorkerState]:
+        return self._workers.values()  # each round trip looks at all, and a search by address is slow
 
     def __len__(self) -> int:
         return len(self._workers)

@@ -133,13 +133,6 @@ class Scheduler:
                 self._send_out()
         return self._state
 
-    def is_quiet(self) -> bool:
-        """Whether no worker owes an answer. From any thread, a moment late perhaps."""
-        for worker in list(self._state.workers.values()):  # a view by address would cost a loop of calls a tenth
-            if worker.in_flight:
-                return False
-        return True
-
     @property
     def workers(self) -> Roster:
         return Roster(self._state.workers)
@@ -450,10 +443,7 @@ class Scheduler:
         state = self._state
         while True:
             self._let_in()
-            self._anteroom.look(is_open=not self.plugins.watches_tasks)
             to_workers, to_clients = state.drain(is_patient=is_patient)
-            if not to_workers and not to_clients and not self._anteroom:
-                break
             for worker, messages in to_workers:
                 link = self._links.get(worker.name)
                 if link is not None and link.worker is worker:
@@ -462,7 +452,9 @@ class Scheduler:
                 deliver = self._delivers.get(client)
                 if deliver is not None:
                     deliver(messages)
-            if not (self._anteroom or state.dirty_workers or state.dirty_clients):
+            self._anteroom.look(is_open=not self.plugins.watches_tasks)
+            was_said = to_workers or to_clients
+            if not self._anteroom and not (was_said and (state.dirty_workers or state.dirty_clients)):
                 break
         if state.garbage:
             garbage, state.garbage = state.garbage, []

@@ -298,7 +298,7 @@ class _Cached:
         if not self.portraits:
             return _is_by_reference(function)
         # A submodule imported since belongs into the pickle of a function that uses its package.
-        return self.n_modules == len(sys.modules) and all(portrait.is_true() for portrait in self.portraits)
+        return self.n_modules == len(sys.modules) and all(map(_Portrait.is_true, self.portraits))
 
 
 _functions: WeakKeyDictionary[FunctionType, _Cached] = WeakKeyDictionary()

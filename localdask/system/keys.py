@@ -9,9 +9,9 @@ import re
 
 __all__ = ["check_key", "group_of", "is_key"]
 
-#: What is no part of a function's name: digests and numbers.
-_DIGESTS = re.compile(r"(-([0-9a-f]{8,}|\d+))+$")
-_TUPLE = re.compile(r"""^\(['"](.*?)['"],""")
+#: What is no part of a function's name: digests and numbers. Compiled when first asked for: most processes never are.
+_DIGESTS = r"(-([0-9a-f]{8,}|\d+))+$"
+_TUPLE = r"""\(['"](.*?)['"],"""
 
 
 def is_key(key: object) -> bool:
@@ -31,6 +31,6 @@ def check_key(key: object) -> None:
 def group_of(key: object) -> str:
     """Return the part of a key that names its function."""
     text = key if isinstance(key, str) else str(key)
-    found = _TUPLE.match(text)
+    found = re.match(_TUPLE, text)
     text = found[1] if found else text
-    return _DIGESTS.sub("", text) or text
+    return re.sub(_DIGESTS, "", text) or text
