@@ -25,6 +25,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("DASK_ROOT_CONFIG", str(tmp_path / "etc"))
+    if "dask" in sys.modules:
+        monkeypatch.setattr(sys.modules["dask"], "config", sys.modules["dask"].config)  # which another import would replace
     monkeypatch.delitem(sys.modules, "dask.config", raising=False)
     config.refresh()
     yield tmp_path

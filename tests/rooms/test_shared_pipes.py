@@ -5,9 +5,11 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
+from localdask.system import shared_pipes
 from localdask.system.loop import Loop
 from localdask.system.shared_pipes import LINGER_S, SharedPipes
 from tests.conftest import wait_until
@@ -121,6 +123,60 @@ def test_the_gate_stays_shut_between_two_turns_and_opens_soon_after_the_last(hou
     house.far.send(b"x")
     wait_until(lambda: house.read_by == [house.thread.ident])
     assert not house.pipes._is_shut and LINGER_S < 0.01
+
+
+class Watched:
+    """The pipes' epoll, and for how long each turn was ready to sleep in it."""
+
+    def __init__(self, pipes: SharedPipes) -> None:
+        self.epoll = pipes._pipes
+        self.sleeps: list[float | None] = []
+
+    def poll(self, timeout_s: float | None, n_max: int) -> list[tuple[int, int]]:
+        self.sleeps.append(timeout_s)
+        return self.epoll.poll(timeout_s, n_max)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.epoll, name)
+
+
+def test_a_turn_after_a_brief_one_begins_without_sleep(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_pipes, "SPIN_S", 60.0)
+    monkeypatch.setattr(shared_pipes, "_HAS_ANOTHER", True)
+    house.lead(0)
+    watched = house.pipes._pipes = Watched(house.pipes)
+    leader = house.leading()
+    wait_until(lambda: len(watched.sleeps) > 2)
+    house.far.send(b"x")
+    leader.join()
+    assert house.read_by == [leader.ident] and set(watched.sleeps) == {0}
+    leader = threading.Thread(target=house.lead, args=(3,))
+    leader.start()
+    wait_until(lambda: house.pipes._leader == leader.ident)
+    house.read_by += [None, None]
+    house.pipes.ring()
+    leader.join()
+    leader = threading.Thread(target=house.lead, args=(4,))
+    leader.start()
+    wait_until(lambda: house.pipes._leader == leader.ident)
+    with house.pipes.claimed():
+        leader.join()
+    assert set(watched.sleeps) == {0}
+
+
+def test_a_turn_after_a_long_one_or_on_one_processor_sleeps_at_once(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_pipes, "_HAS_ANOTHER", True)
+    monkeypatch.setattr(shared_pipes, "SPIN_S", 0.0)
+    house.lead(0)
+    watched = house.pipes._pipes = Watched(house.pipes)
+    monkeypatch.setattr(shared_pipes, "SPIN_S", 60.0)
+    house.lead(1, 0.001)
+    assert watched.sleeps and 0 not in watched.sleeps
+    monkeypatch.setattr(shared_pipes, "_HAS_ANOTHER", False)
+    house.lead(0)
+    watched.sleeps.clear()
+    house.lead(1, 0.001)
+    assert watched.sleeps and 0 not in watched.sleeps
 
 
 def test_one_may_lead_for_any_time(house: House) -> None:
