@@ -225,10 +225,6 @@ class Scheduler:
             if self.is_closed:
                 return
             self._let_in()
-            if is_submission and len(messages) > 1:
-                self._client_said(client, messages[:1])  # a worker may run it while the rest is taken in
-                self._send_out(is_patient=True)
-                messages = messages[1:]
             if messages:
                 self._client_said(client, messages)
             self._send_out(is_patient=is_submission)

@@ -132,7 +132,7 @@ class Watched:
         self.epoll = pipes._pipes
         self.sleeps: list[float | None] = []
 
-    def poll(self, timeout_s: float | None, n_max: int) -> list[tuple[int, int]]:
+    def poll(self, timeout_s: float | None, n_max: int = -1) -> list[tuple[int, int]]:
         self.sleeps.append(timeout_s)
         return self.epoll.poll(timeout_s, n_max)
 
