@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -140,27 +140,30 @@ class Watched:
         return getattr(self.epoll, name)
 
 
-def test_a_turn_after_a_brief_one_begins_without_sleep(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+def bring(house: House) -> None:
+    house.far.send(b"x")
+
+
+def ring(house: House) -> None:
+    house.read_by.append(None)
+    house.pipes.ring()
+
+
+def claim(house: House) -> None:
+    with house.pipes.claimed():
+        wait_until(lambda: not house.pipes._leader)
+
+
+@pytest.mark.parametrize("end", [bring, ring, claim])
+def test_a_turn_after_a_brief_one_begins_without_sleep(house: House, monkeypatch: pytest.MonkeyPatch, end: Callable[[House], None]) -> None:
     monkeypatch.setattr(shared_pipes, "SPIN_S", 60.0)
     monkeypatch.setattr(shared_pipes, "_HAS_ANOTHER", True)
     house.lead(0)
     watched = house.pipes._pipes = Watched(house.pipes)
     leader = house.leading()
     wait_until(lambda: len(watched.sleeps) > 2)
-    house.far.send(b"x")
+    end(house)
     leader.join()
-    assert house.read_by == [leader.ident] and set(watched.sleeps) == {0}
-    leader = threading.Thread(target=house.lead, args=(3,))
-    leader.start()
-    wait_until(lambda: house.pipes._leader == leader.ident)
-    house.read_by += [None, None]
-    house.pipes.ring()
-    leader.join()
-    leader = threading.Thread(target=house.lead, args=(4,))
-    leader.start()
-    wait_until(lambda: house.pipes._leader == leader.ident)
-    with house.pipes.claimed():
-        leader.join()
     assert set(watched.sleeps) == {0}
 
 
