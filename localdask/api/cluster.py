@@ -210,11 +210,11 @@ class LocalCluster:
         from localdask.api import parts  # noqa: PLC0415 - 20 ms, during which the launcher starts
 
         self.name, self._is_named = name or os.urandom(4).hex(), bool(name)
-        read = partial(read_preloads, allow_url=allow_url_preload, trust=trust_preload)
+        sources_of = partial(read_preloads, allow_url=allow_url_preload, trust=trust_preload)
         self._sources = {
-            "scheduler": read("scheduler", preload_scheduler or dasks_preload, preload_scheduler_argv or dasks_argv),
-            "nanny": read("nanny", preload_nanny, preload_nanny_argv) if processes else [],
-            "worker": read("worker", preload, preload_argv),
+            "scheduler": sources_of("scheduler", preload_scheduler or dasks_preload, preload_scheduler_argv or dasks_argv),
+            "nanny": sources_of("nanny", preload_nanny, preload_nanny_argv) if processes else [],
+            "worker": sources_of("worker", preload, preload_argv),
         }
         self._tells_nobody = on_event is None
         self._on_event, self._on_reload = on_event or parts.tell_of_reloads, on_reload

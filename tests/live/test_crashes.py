@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,16 @@ def test_a_replacement_has_its_preloads_set_up_before_its_first_task(tmp_path: P
         assert client.submit(look, pure=False).result() == ("set up", 2)
 
 
+def outlive_a_worker(cluster: LocalCluster, pids: Iterable[int]) -> list[psutil.Process]:
+    """Kill the worker and wait for the next, and see that these two processes sleep on; return them."""
+    processes = [psutil.Process(pid) for pid in pids]
+    before = worker_pids(cluster)
+    kill(before["w0"])
+    wait_for_replacement(cluster, before)
+    assert [process.status() for process in processes] == [psutil.STATUS_SLEEPING] * 2
+    return processes
+
+
 def test_what_a_nannys_preload_started_goes_on_when_its_worker_dies(tmp_path: Path) -> None:
     preload = tmp_path / "companions.py"
     preload.write_text(
@@ -144,11 +155,7 @@ def test_what_a_nannys_preload_started_goes_on_when_its_worker_dies(tmp_path: Pa
         "        child.wait()\n"
     )
     with LocalCluster(n_workers=1, threads_per_worker=1, preload_nanny=str(preload)) as cluster:
-        companions = [psutil.Process(int(pid)) for pid in (tmp_path / "pids").read_text().split()]
-        before = worker_pids(cluster)
-        kill(before["w0"])
-        wait_for_replacement(cluster, before)
-        assert [companion.status() for companion in companions] == [psutil.STATUS_SLEEPING] * 2
+        companions = outlive_a_worker(cluster, map(int, (tmp_path / "pids").read_text().split()))
     assert not any(companion.is_running() for companion in companions)
 
 
@@ -159,11 +166,7 @@ def test_what_a_call_in_a_nanny_started_goes_on_when_its_worker_dies() -> None:
 
     with LocalCluster(n_workers=1, threads_per_worker=1) as cluster, Client(cluster) as client:
         (pids,) = client.run(start, nanny=True).values()
-        started = [psutil.Process(pid) for pid in pids]
-        before = worker_pids(cluster)
-        kill(before["w0"])
-        wait_for_replacement(cluster, before)
-        assert [process.status() for process in started] == [psutil.STATUS_SLEEPING] * 2
+        started = outlive_a_worker(cluster, pids)
     assert not any(process.is_running() for process in started)
 
 
