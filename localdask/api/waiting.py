@@ -208,7 +208,8 @@ class Waiting:
         futures : Future or nested collection
             Lists, tuples, sets, dicts and iterators of futures; what is no future passes through.
         errors : {"raise", "skip"}
-            Whether the first failure is raised, or failed futures are left out of their lists.
+            Whether the first failure is raised, or failed futures are left out of the list that was given; within anything else,
+            None stands for them.
 
         Returns
         -------
@@ -256,14 +257,20 @@ class Waiting:
 
 
 def fill(obj: Any, values: dict[str, Any]) -> Any:
-    """Return nested collections with values in place of futures; what failed is left out."""
+    """Return nested collections with values in place of futures; what failed is left out of a list, and None within anything else."""
+    if type(obj) is list:
+        if obj and all([type(item) is Future and item.key in values for item in obj]):
+            return [values[item.key] for item in obj]
+        obj = [item for item in obj if not isinstance(item, Future) or item.key in values]
+    return _filled(obj, values)
+
+
+def _filled(obj: Any, values: dict[str, Any]) -> Any:
     if isinstance(obj, Future):
-        return values[obj.key]
+        return values.get(obj.key)
     kind = type(obj)
-    if kind is list and obj and all([type(item) is Future and item.key in values for item in obj]):
-        return [values[item.key] for item in obj]
     if kind in (list, tuple, set, frozenset):
-        return kind([fill(item, values) for item in obj if not isinstance(item, Future) or item.key in values])
+        return kind([_filled(item, values) for item in obj])
     if kind is dict:
-        return {key: fill(item, values) for key, item in obj.items() if not isinstance(item, Future) or item.key in values}
+        return {key: _filled(item, values) for key, item in obj.items()}
     return obj
