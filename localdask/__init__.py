@@ -28,7 +28,6 @@ if TYPE_CHECKING:  # what type checkers read in place of __getattr__ below
     from localdask.api.events import Event as Event
     from localdask.api.futures import Future as Future
     from localdask.api.futures import fire_and_forget as fire_and_forget
-    from localdask.api.futures import wait as wait
     from localdask.api.multilocks import MultiLock as MultiLock
     from localdask.api.nesting import local_client as local_client
     from localdask.api.nesting import worker_client as worker_client
@@ -40,6 +39,7 @@ if TYPE_CHECKING:  # what type checkers read in place of __getattr__ below
     from localdask.api.task_stream import get_task_metadata as get_task_metadata
     from localdask.api.task_stream import get_task_stream as get_task_stream
     from localdask.api.variables import Variable as Variable
+    from localdask.api.wait import wait as wait
     from localdask.errors import KilledWorker as KilledWorker
     from localdask.integrations.connect import connect as connect
     from localdask.preloads.forwarding import ForwardOutput as ForwardOutput
@@ -97,7 +97,7 @@ _PLACES = {
     "progress": "localdask.api.progress",
     "rejoin": "localdask.processes.runner",
     "secede": "localdask.processes.runner",
-    "wait": "localdask.api.futures",
+    "wait": "localdask.api.wait",
     "worker_client": "localdask.api.nesting",
 }
 

@@ -4,7 +4,8 @@ Messages, events, commands and states are some hundred and fifty classes of fiel
 process makes them all before it does anything. ``dataclass`` writes, compiles and runs source
 for each, a third of a millisecond a class, which was a third of the time that a cluster took to
 start. Here the ``__init__`` of one class is that of any other with as many fields under other
-names, so it is compiled once for each number of fields; all else is shared.
+names, so it is compiled once for each number of fields, and not before one is called for; all
+else is shared.
 
 A record is a dataclass with slots for everybody who looks at it: for type checkers, for
 ``dataclasses.replace``, ``asdict``, ``fields``, and for ``match``. It knows no keyword-only
@@ -27,7 +28,7 @@ else:
         return lambda decorator: decorator
 
 
-__all__ = ["as_dict", "as_tuple", "field", "record", "replace"]
+__all__ = ["as_dict", "as_tuple", "field", "record", "replace", "warm"]
 
 T = TypeVar("T")
 
@@ -88,15 +89,20 @@ def _record(cls: Any, frozen: bool) -> Any:
     body["__slots__"] = own
     body["__match_args__"] = names
     body["__record_defaults__"] = defaults
-    setters: dict[str, Any] = {}
-    body["__init__"] = _make_init(cls.__qualname__, names, defaults, setters if frozen else None)
-    made = type(cls)(cls.__name__, cls.__bases__, body)
-    if frozen:
-        setters.update((f"set_a{number}", getattr(made, name).__set__) for number, name in enumerate(names))
-    return made
+    body["__init__"] = _Init(names, defaults, frozen)
+    return type(cls)(cls.__name__, cls.__bases__, body)
 
 
 # ── the one method that differs from class to class ──────────────────────────
+
+#: How many fields the records of this process have, and whether they are frozen.
+_sizes: set[tuple[int, bool]] = set()
+
+
+def warm() -> None:
+    """Compile now what the records that are known need, so that forked children find it done."""
+    for n_fields, frozen in _sizes:
+        _template(n_fields, frozen)
 
 
 @functools.cache
@@ -109,15 +115,36 @@ def _template(n_fields: int, frozen: bool) -> Any:
     return made["__init__"].__code__
 
 
-def _make_init(owner: str, names: tuple[str, ...], defaults: dict[str, Any], setters: dict[str, Any] | None) -> Any:
-    """Return the ``__init__`` of a class; a frozen one's calls the ``setters``, which come when the class is there."""
-    code = _template(len(names), setters is not None)
-    variables = ("self", *names)
-    code = code.replace(co_varnames=variables, co_names=names) if setters is None else code.replace(co_varnames=variables)
-    init = FunctionType(code, {} if setters is None else setters, "__init__", tuple(defaults.values()))
-    init.__qualname__ = f"{owner}.__init__"
-    makers = [(name, value) for name, value in defaults.items() if type(value) is _Made]
-    return _with_makers(init, makers) if makers else init
+class _Init:
+    """Stands where a class's ``__init__`` will, and makes it when it is first looked up: many a class has no record in a process."""
+
+    __slots__ = ("defaults", "is_frozen", "names", "owner")
+
+    def __init__(self, names: tuple[str, ...], defaults: dict[str, Any], is_frozen: bool) -> None:
+        self.names = names
+        self.defaults = defaults
+        self.is_frozen = is_frozen
+        _sizes.add((len(names), is_frozen))
+
+    def __set_name__(self, owner: Any, name: str) -> None:
+        self.owner = owner
+
+    def __get__(self, instance: Any, cls: Any) -> Any:
+        self.owner.__init__ = made = self._make()
+        return made.__get__(instance, cls)
+
+    def _make(self) -> Any:
+        code = _template(len(self.names), self.is_frozen)
+        variables, setters = ("self", *self.names), {}
+        if self.is_frozen:
+            code = code.replace(co_varnames=variables)
+            setters = {f"set_a{number}": getattr(self.owner, name).__set__ for number, name in enumerate(self.names)}
+        else:
+            code = code.replace(co_varnames=variables, co_names=self.names)
+        init = FunctionType(code, setters, "__init__", tuple(self.defaults.values()))
+        init.__qualname__ = f"{self.owner.__qualname__}.__init__"
+        makers = [(name, value) for name, value in self.defaults.items() if type(value) is _Made]
+        return _with_makers(init, makers) if makers else init
 
 
 def _with_makers(init: Any, makers: list[tuple[str, _Made]]) -> Any:

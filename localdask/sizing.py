@@ -15,7 +15,7 @@ import re
 import sys
 import warnings
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from localdask.errors import UsageError
 from localdask.parameters import check_count, read
@@ -23,9 +23,6 @@ from localdask.records import record
 
 if TYPE_CHECKING:
     from datetime import timedelta
-
-if sys.platform != "win32":
-    import resource
 
 __all__ = [
     "BYTES",
@@ -89,7 +86,8 @@ class Machine:
     limited_by: str = ""
 
 
-class WorkerPlan(NamedTuple):
+@record(frozen=True)
+class WorkerPlan:
     """How many workers, and how many threads each."""
 
     n_workers: int
@@ -247,6 +245,8 @@ def read_machine(cgroups: str = _CGROUPS, own_cgroups: str = "/proc/self/cgroup"
     if cap is not None and cap < memory:
         memory, limited_by = cap, "cgroup"
     if sys.platform != "win32":
+        import resource  # noqa: PLC0415 - Windows has none
+
         soft = resource.getrlimit(resource.RLIMIT_RSS)[0]
         if 0 < soft < memory:
             memory, limited_by = soft, "ulimit"

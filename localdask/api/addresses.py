@@ -9,10 +9,12 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from localdask.errors import ClusterNotFoundError, UsageError
-from localdask.system.sockets import DoorEntry, find_doors
+
+if TYPE_CHECKING:
+    from localdask.system.sockets import DoorEntry
 
 __all__ = ["ELSEWHERE", "asks_for_default", "default_address", "find_cluster", "list_clusters", "socket_path"]
 
@@ -22,6 +24,8 @@ ELSEWHERE = ("tcp://", "tls://", "ws://", "wss://", "ucx://")
 
 def list_clusters() -> list[DoorEntry]:
     """Return this user's running clusters, oldest first."""
+    from localdask.system.sockets import find_doors  # noqa: PLC0415 - see socket_link.py
+
     return [entry for entry in find_doors() if entry.is_alive]
 
 

@@ -9,10 +9,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from localdask.api.futures import FINISHED, PENDING, DoneAndNotDoneFutures, Future, FutureState, LoopWaiter, done_and_not
+from localdask.api.futures import FINISHED, PENDING, Future, FutureState, LoopWaiter
 from localdask.api.waiting import ABSENT, Waiting, fill
+
+if TYPE_CHECKING:
+    from localdask.api.wait import DoneAndNotDoneFutures
 
 __all__ = ["Awaiting"]
 
@@ -76,6 +79,8 @@ class Awaiting(Waiting):
     async def _wait_for_soon(self, futures: list[Future[Any]], timeout: float | None, n: int | None) -> DoneAndNotDoneFutures:
         if not await self._done_soon([future._state for future in futures], timeout, n=n):
             raise TimeoutError(f"timed out after {timeout} s.")
+        from localdask.api.wait import done_and_not  # noqa: PLC0415 - see there
+
         return done_and_not(futures)
 
     async def _gather_soon(self, futures: Any, errors: str) -> Any:

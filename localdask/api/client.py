@@ -29,7 +29,7 @@ from localdask.api.executing import Executing
 from localdask.api.futures import CANCELLED, LOST, Future, FutureState, futures_given, parse_timeout
 from localdask.api.hearing import Hearing
 from localdask.api.likeness import Likeness, take_client_words
-from localdask.api.links import Link, SchedulerLink, SocketLink, TaskLink, check_same_cluster
+from localdask.api.links import Link, SchedulerLink, TaskLink, check_same_cluster
 from localdask.api.looking import Looking
 from localdask.api.plugins import Registering
 from localdask.api.releasing import Releasing
@@ -144,6 +144,8 @@ class Client(
             raise ValueError(f"Unexpected keyword arguments: {sorted(kwargs)}; {mend}")
         self.cluster: Any = None
         if isinstance(address, str):
+            from localdask.api.socket_link import SocketLink  # noqa: PLC0415 - 4 ms, and a client of a cluster in this process needs none
+
             seconds = parse_timeout(timeout)
             address = SocketLink(addresses.socket_path(address), CONNECT_S if seconds is None else seconds)
         if hasattr(address, "post") and hasattr(address, "blocking"):

@@ -30,12 +30,11 @@ from localdask.errors import ClosedClusterError, PreloadError, UsageError, Worke
 from localdask.messages import BeginNanny
 from localdask.parameters import check_count, read
 from localdask.processes.launching import begin_launcher
-from localdask.system import segments
 from localdask.system.shield import ShieldedLock
 from localdask.version import __version__
 
 if TYPE_CHECKING:
-    from localdask.api.parts import Adaptive, NannyHandle, PreloadStatus, ReloadRecord, Server, ThreadHandle
+    from localdask.api.parts import Adaptive, NannyHandle, PreloadStatus, ReloadRecord, SegmentFolder, Server, ThreadHandle
 
 #: What a worker's running tasks and teardowns are given when the cluster closes, in seconds.
 CLOSE_GRACE_S = 8.0
@@ -146,7 +145,7 @@ class LocalCluster:
     __localdask_mend__ = "call get_client() inside the task"
     _server: Server | None = None
     _adaptive: Adaptive | None = None
-    segments: segments.SegmentFolder | None = None
+    segments: SegmentFolder | None = None
 
     def __new__(cls, *args: Any, asynchronous: bool = False, **kwargs: Any) -> LocalCluster:
         """Make the kind that is asked for."""
@@ -258,15 +257,16 @@ class LocalCluster:
         _open_clusters.add(self)
         try:
             self._supervisor.start_ahead(self._plan.n_workers, with_workers=not self._sources["nanny"])
-            places = segments.temporary_places()
+            places = parts.temporary_places()
             if self._settings["local_directory"] is not None:
                 make_local_directory(self._settings["local_directory"])
                 places.insert(0, self._settings["local_directory"])
             later = self.scheduler.loop.call_later_threadsafe
-            self.segments = segments.SegmentFolder.create(tell=lambda text: self._tell("segments", detail=text), places=places, later=later)
+            self.segments = parts.SegmentFolder.create(tell=lambda text: self._tell("segments", detail=text), places=places, later=later)
             self._settings["segment_folder"] = self.segments.path
             if processes:
                 self._open_door(self.segments.path)
+                parts.codec.warm()  # the first function of a script needs it, and the launcher still imports what it needs itself
             self._preloads.load(self._sources["scheduler"])
             for error in self._preloads.setup():
                 print(f"localdask: {error}", file=sys.stderr)
@@ -277,7 +277,7 @@ class LocalCluster:
             self._reloader.scheduler_began(self._preloads)
             self._reloader.notify = self.scheduler.notify
             self._reloader.watch()
-            segments.sweep_stale([segments.SHARED_MEMORY, *places])  # what clusters left whose process was killed; while the nannies start
+            parts.sweep_stale([parts.SHARED_MEMORY, *places])  # what clusters left whose process was killed; while the nannies start
             parts.sweep_doors()
             self._supervisor.wait_ready(timeout_s)
             self.scheduler.wait_for(lambda: self._reloader.knows_helpers, HELPERS_S)

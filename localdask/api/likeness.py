@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from localdask.api.control import run_coroutine
 from localdask.api.futures import parse_timeout
@@ -58,28 +58,27 @@ _IDLE_OF_CLIENT = frozenset(
 )
 
 
-class SchedulerWords(NamedTuple):
-    """What Dask's ``scheduler_kwargs`` may ask for here."""
-
-    preload: Any = None
-    preload_argv: Any = None
-    plugins: tuple[Any, ...] = ()
+#: What Dask's ``scheduler_kwargs`` may ask for here.
+_OF_SCHEDULER = ("preload", "preload_argv", "plugins")
 
 
-def check_cluster_words(words: Mapping[str, Any], plugins: Iterable[Any] = (), *, maker: Callable[..., Any]) -> SchedulerWords:
+def check_cluster_words(
+    words: Mapping[str, Any], plugins: Iterable[Any] = (), *, maker: Callable[..., Any]
+) -> tuple[Any, Any, tuple[Any, ...]]:
     """Refuse keywords of a cluster that it does not have, unless they are Dask's and make no difference.
 
-    ``maker`` is what takes the others, one of which may have been misspelt. Returns what ``scheduler_kwargs`` asks for, with
-    its plugins after the given ones.
+    ``maker`` is what takes the others, one of which may have been misspelt. Returns the preloads and their
+    arguments that ``scheduler_kwargs`` asks for, and its plugins after the given ones.
     """
-    told = SchedulerWords(plugins=read("plugins", plugins, tuple, "a list of plugins"))
+    preload, argv = None, None
+    told: tuple[Any, ...] = read("plugins", plugins, tuple, "a list of plugins")
     for name, value in words.items():
         if name == "scheduler_kwargs" and value:
-            unknown = [word for word in value if word not in SchedulerWords._fields and word not in _IDLE_OF_CLUSTER]
+            unknown = [word for word in value if word not in _OF_SCHEDULER and word not in _IDLE_OF_CLUSTER]
             if unknown:
-                known = ", ".join(SchedulerWords._fields)
+                known = ", ".join(_OF_SCHEDULER)
                 raise UsageError(f"scheduler_kwargs: a scheduler here has no {', '.join(unknown)}; it takes {known}")
-            told = SchedulerWords(value.get("preload"), value.get("preload_argv"), (*told.plugins, *(value.get("plugins") or ())))
+            preload, argv, told = value.get("preload"), value.get("preload_argv"), (*told, *(value.get("plugins") or ()))
         elif name in _IDLE_OF_CLUSTER or value is None or value in _HARMLESS.get(name, ()):
             continue
         elif name in _MISSED_OF_CLUSTER:
@@ -87,7 +86,7 @@ def check_cluster_words(words: Mapping[str, Any], plugins: Iterable[Any] = (), *
         elif name != "scheduler_kwargs":
             mend = mend_of(name, parameters_of(maker) or (), "docs/api.md lists those that it has")
             raise TypeError(f"LocalCluster has no argument {name!r}; {mend}")
-    return told
+    return preload, argv, told
 
 
 def take_client_words(address: Any, words: dict[str, Any]) -> Any:

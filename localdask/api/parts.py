@@ -24,11 +24,14 @@ from localdask.processes.server import Server
 from localdask.processes.supervisor import LAST_GRACE_S, RETIRE_GRACE_S, Supervisor
 from localdask.processes.thread_workers import ThreadHandle
 from localdask.state import retirement
+from localdask.system import codec
+from localdask.system.segments import SHARED_MEMORY, SegmentFolder, sweep_stale, temporary_places
 from localdask.system.sockets import Door, sweep_doors
 
 __all__ = [
     "LAST_GRACE_S",
     "RETIRE_GRACE_S",
+    "SHARED_MEMORY",
     "Adaptive",
     "Door",
     "Hints",
@@ -43,15 +46,19 @@ __all__ = [
     "ReloadRecord",
     "Reloader",
     "Scheduler",
+    "SegmentFolder",
     "Server",
     "Supervisor",
     "ThreadHandle",
+    "codec",
     "config",
     "describe",
     "reload_settings",
     "retirement",
     "sweep_doors",
+    "sweep_stale",
     "tell_of_reloads",
+    "temporary_places",
     "worker_names",
     "worker_settings",
 ]

@@ -13,14 +13,17 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from localdask.api.futures import CANCELLED, LOST, Future, FutureState
 from localdask.api.links import Link
 from localdask.messages import AddData
 from localdask.records import record, replace
-from localdask.system import codec, segments
+from localdask.system import codec
 from localdask.system.codec import blake2b
+
+if TYPE_CHECKING:
+    from localdask.system.segments import SegmentPayload
 
 #: Values up to this size, in bytes, travel in the words themselves; larger ones in a segment.
 INLINE_MAX = 65536
@@ -36,7 +39,7 @@ class _Stored:
     """A large value that was stored: its future's state, and where it lies."""
 
     state: weakref.ref[FutureState]
-    payload: segments.SegmentPayload
+    payload: SegmentPayload
     is_argument: bool
 
 
@@ -112,6 +115,8 @@ class Scattering:
         is_argument: bool = False,
     ) -> Future[Any]:
         """Return a future of a large value that lies in a segment: the one that it lies in already, or a new one."""
+        from localdask.system.segments import holds  # noqa: PLC0415 - a running cluster has imported it
+
         assert self._link.segments is not None
         is_shared = is_shared and key is None
         print_ = _fingerprint(name, header, buffers) if is_shared else b""
@@ -120,7 +125,7 @@ class Scattering:
         if known is not None and state is not None and not state.is_gone and state.status not in (CANCELLED, LOST):
             # The future first: while it is held the segment stays.
             future: Future[Any] = Future(state.key, self, state)
-            if segments.holds(known.payload, header, buffers):
+            if holds(known.payload, header, buffers):
                 if is_argument and not known.is_argument:
                     self._stored[print_] = replace(known, is_argument=True)
                     self._link.post([AddData(self.id, [(state.key, known.payload, state.nbytes)], True)])

@@ -20,7 +20,7 @@ SILENCE_S = 0.15
 LOOK_S = 0.03
 #: How long a scheduler may take to answer.
 ANSWER_S = 10.0
-_STACK_LINE = re.compile(r"(Current thread|Thread) 0x|  (File|<)|  \.\.\.$")
+_STACK_LINE = r"(Current thread|Thread) 0x|  (File|<)|  \.\.\.$"
 
 
 def shown_stacks(client: Any, names: Sequence[str]) -> dict[str, list[str]]:
@@ -38,7 +38,7 @@ def _collect(client: Any, after: int, names: Sequence[str]) -> dict[str, list[st
     while time.monotonic() < deadline and not (all(found.values()) and time.monotonic() - heard_at > SILENCE_S):
         after, _, entries = client._ask("logs", after, False, timeout=ANSWER_S)
         for _, source, stream, line in entries:
-            if source in found and stream == 2 and _STACK_LINE.match(line):
+            if source in found and stream == 2 and re.match(_STACK_LINE, line):
                 found[source].append(line)
                 heard_at = time.monotonic()
         if not entries:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from localdask.api.futures import (
     CANCELLED,
@@ -18,17 +18,18 @@ from localdask.api.futures import (
     FINISHED,
     LOST,
     PENDING,
-    DoneAndNotDoneFutures,
     Future,
     FutureState,
     Waiter,
-    done_and_not,
     futures_in,
 )
 from localdask.api.links import Link
 from localdask.errors import ActorLostError, DataLostError, KilledWorker, NoValidWorkerError, TaskTimeoutError
 from localdask.messages import FetchKeys
-from localdask.system import codec, outcomes, segments
+from localdask.system import codec, outcomes
+
+if TYPE_CHECKING:
+    from localdask.api.wait import DoneAndNotDoneFutures
 
 W = TypeVar("W")
 
@@ -181,7 +182,9 @@ class Waiting:
     def _load(payload: Any) -> Any:
         if isinstance(payload, bytes):
             return codec.loads(payload)
-        header, buffers = segments.map_payload(payload)
+        from localdask.system.segments import map_payload  # noqa: PLC0415 - a running cluster has imported it
+
+        header, buffers = map_payload(payload)
         return codec.loads_buffers(header, buffers)
 
     @staticmethod
@@ -208,8 +211,7 @@ class Waiting:
         futures : Future or nested collection
             Lists, tuples, sets, dicts and iterators of futures; what is no future passes through.
         errors : {"raise", "skip"}
-            Whether the first failure is raised, or failed futures are left out of the list that was given; within anything else,
-            None stands for them.
+            Whether the first failure is raised, or failed futures are left out of their lists.
 
         Returns
         -------
@@ -253,24 +255,20 @@ class Waiting:
         """Wait for futures, as ``wait`` does."""
         if not self._wait_done([future._state for future in futures], timeout, n=n):
             raise TimeoutError(f"timed out after {timeout} s.")
+        from localdask.api.wait import done_and_not  # noqa: PLC0415 - see there
+
         return done_and_not(futures)
 
 
 def fill(obj: Any, values: dict[str, Any]) -> Any:
-    """Return nested collections with values in place of futures; what failed is left out of a list, and None within anything else."""
-    if type(obj) is list:
-        if obj and all([type(item) is Future and item.key in values for item in obj]):
-            return [values[item.key] for item in obj]
-        obj = [item for item in obj if not isinstance(item, Future) or item.key in values]
-    return _filled(obj, values)
-
-
-def _filled(obj: Any, values: dict[str, Any]) -> Any:
+    """Return nested collections with values in place of futures; what failed is left out."""
     if isinstance(obj, Future):
-        return values.get(obj.key)
+        return values[obj.key]
     kind = type(obj)
+    if kind is list and obj and all([type(item) is Future and item.key in values for item in obj]):
+        return [values[item.key] for item in obj]
     if kind in (list, tuple, set, frozenset):
-        return kind([_filled(item, values) for item in obj])
+        return kind([fill(item, values) for item in obj if not isinstance(item, Future) or item.key in values])
     if kind is dict:
-        return {key: _filled(item, values) for key, item in obj.items()}
+        return {key: fill(item, values) for key, item in obj.items() if not isinstance(item, Future) or item.key in values}
     return obj

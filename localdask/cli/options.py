@@ -127,7 +127,8 @@ def plan_cluster(options: Mapping[str, Any], extra: Sequence[str], known_options
         config.refresh(options["config_file"])
     machine = sizing.read_machine()
     n_workers = sizing.parse_workers(options["workers"], machine.n_cpus) if options["workers"] is not None else None
-    n_workers, nthreads = sizing.plan_workers(n_workers, options["nthreads"] or None, machine.n_cpus)
+    dealt = sizing.plan_workers(n_workers, options["nthreads"] or None, machine.n_cpus)
+    n_workers, nthreads = dealt.n_workers, dealt.nthreads
     limit = options["memory_limit"]
     memory = sizing.worker_memory(limit, machine, n_workers=n_workers, nthreads=nthreads, given=limit is not None)
     arguments: dict[str, Any] = {"n_workers": n_workers, "threads_per_worker": nthreads, "memory_limit": memory}

@@ -17,7 +17,7 @@ import click
 
 from localdask.api import addresses
 from localdask.api.client import Client
-from localdask.api.links import SocketLink
+from localdask.api.socket_link import SocketLink
 from localdask.system.sockets import DoorEntry
 
 __all__ = ["cluster_argument", "cluster_option", "the_cluster", "until_ctrl_c", "visit", "watch_reader"]

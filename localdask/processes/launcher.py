@@ -17,6 +17,7 @@ import sys
 import time
 import types
 
+from localdask import records
 from localdask.errors import ProtocolError, StartError
 from localdask.messages import ForkNanny
 from localdask.processes import nanny
@@ -109,6 +110,7 @@ def main(fd: int) -> None:
     for name in KEEP_FREED:  # glibc has read them, and nannies begin with the user's environment
         os.environ.pop(name, None)
     note_environ()
+    records.warm()
     codec.warm()
     process.warm()
     gc.freeze()  # what is here lives as long as the process, and children need not touch it

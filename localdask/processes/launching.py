@@ -7,23 +7,28 @@ go on at the same time.
 
 from __future__ import annotations
 
+import _socket
 import atexit
 import os
-import socket
 import sys
 import threading
 import time
 import weakref
+from typing import TYPE_CHECKING
 
 from localdask.messages import ForkNanny
 from localdask.sizing import KEEP_FREED
 from localdask.system import process
-from localdask.system.transport import Channel, channel_pair
+
+if TYPE_CHECKING:
+    from localdask.system.transport import Channel
 
 #: How long a launcher whose pipe ended may take to end, in seconds, before it is left to the next start.
 COLLECT_S = 0.1
 
 _lock = threading.Lock()
+#: Our end of the pipe to the launcher until the first word is said there: to make a channel of it takes imports of some milliseconds.
+_end: _socket.socket | None = None
 _channel: Channel | None = None
 _pid = 0
 #: Launchers that ended before this process did, and are still to be collected.
@@ -34,7 +39,8 @@ _ours: weakref.WeakSet[object] = weakref.WeakSet()
 def begin_launcher() -> None:
     """Start this process's launcher if it has none, and return at once."""
     with _lock:
-        _living_launcher()
+        if _end is None and not _is_alive():
+            _begin()
 
 
 def start_nanny(method: str, *, with_worker: bool = False) -> PrivatePipe:
@@ -42,6 +48,10 @@ def start_nanny(method: str, *, with_worker: bool = False) -> PrivatePipe:
 
     ``with_worker`` has its worker forked at once; for a nanny that has no preloads.
     """
+    import socket  # noqa: PLC0415 - see _end
+
+    from localdask.system.transport import Channel  # noqa: PLC0415 - see _end
+
     ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         with _lock:
@@ -58,25 +68,52 @@ def start_nanny(method: str, *, with_worker: bool = False) -> PrivatePipe:
 
 
 def _living_launcher() -> Channel:
-    global _channel, _pid
-    if _channel is not None:
-        try:
-            _channel.receive()
-            return _channel
-        except (EOFError, OSError):
-            _channel.close()
-            _channel = None
-            _ended.append(_pid)
+    _take_up()
+    if not _is_alive():
+        _begin()
+        _take_up()
+    assert _channel is not None
+    return _channel
+
+
+def _is_alive() -> bool:
+    global _channel
+    if _channel is None:
+        return False
+    try:
+        _channel.receive()
+    except (EOFError, OSError):
+        _channel.close()
+        _channel = None
+        _ended.append(_pid)
+        return False
+    return True
+
+
+def _begin() -> None:
+    global _end, _pid
     _ended[:] = [pid for pid in _ended if not _is_collected(pid)]
-    ours, its = channel_pair()
+    ours, its = _socket.socketpair()
     # Nothing that an import makes is garbage, and looking for it takes a tenth of the start; the launcher enables it again.
     code = f"import gc, sys; gc.disable(); sys.path[:] = {_search_path()!r}; "
     code += f"from localdask.processes.launcher import main; main({its.fileno()})"
     environ = {**{name: str(nbytes) for name, nbytes in KEEP_FREED.items()}, **os.environ}
-    _pid = process.spawn([sys.executable, "-c", code], pass_fds=[its.fileno()], environ=environ, new_session=True)
-    its.close()
-    _channel = ours
-    return ours
+    try:
+        _pid = process.spawn([sys.executable, "-c", code], pass_fds=[its.fileno()], environ=environ, new_session=True)
+    finally:
+        its.close()
+    _end = ours
+
+
+def _take_up() -> None:
+    """Make a channel of our end, if a launcher was begun."""
+    global _channel, _end
+    if _end is not None:
+        import socket  # noqa: PLC0415 - see _end
+
+        from localdask.system.transport import Channel  # noqa: PLC0415 - see _end
+
+        _channel, _end = Channel(socket.socket(fileno=_end.detach())), None
 
 
 def _search_path() -> list[str]:
@@ -110,8 +147,11 @@ class PrivatePipe:
 
 
 def _forget_in_child() -> None:
-    global _channel, _lock
+    global _channel, _end, _lock
     _lock = threading.Lock()
+    if _end is not None:
+        _end.close()
+        _end = None
     if _channel is not None:
         _channel.close()
         _channel = None
@@ -123,8 +163,9 @@ def _forget_in_child() -> None:
 def _let_go() -> None:
     """At the interpreter's exit: the launcher ends when its pipe does."""
     with _lock:
-        if _channel is not None:
-            _channel.close()
+        for pipe in (_end, _channel):
+            if pipe is not None:
+                pipe.close()
 
 
 atexit.register(_let_go)

@@ -25,7 +25,7 @@ import pickle
 import sys
 from collections import deque
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from types import CodeType, MemberDescriptorType, TracebackType
 from typing import Any, NoReturn, TypeAlias
 
@@ -388,6 +388,7 @@ def _with_members(shell: _GroupShell, link: _Link, members: list[BaseException |
 # ── tracebacks ───────────────────────────────────────────────────────────────
 
 
+@cache
 def _template() -> CodeType:
     """Return the code that gives its own frame, without columns, so that no marks are put under another's words."""
     code = compile("_getframe()", "<remote>", "eval")
@@ -399,16 +400,13 @@ def _template() -> CodeType:
     return code.replace(co_linetable=b"".join(bytes((0x80 | 13 << 3 | length - 1, 0)) for length in lengths))
 
 
-_TEMPLATE = _template()
-
-
 def _rebuilt_traceback(frames: tuple[Frame, ...]) -> TracebackType | None:
     """Return a traceback of frames that ran elsewhere, made of tiny functions with their names and places."""
     _remember_lines(frames)
-    found = None
+    found, template = None, _template()
     for filename, lineno, name, _line in reversed(frames):
-        names = {"co_name": name, "co_qualname": name} if hasattr(_TEMPLATE, "co_qualname") else {"co_name": name}
-        code = _TEMPLATE.replace(co_filename=filename, co_firstlineno=max(lineno, 1), **names)  # type: ignore[arg-type]
+        names = {"co_name": name, "co_qualname": name} if hasattr(template, "co_qualname") else {"co_name": name}
+        code = template.replace(co_filename=filename, co_firstlineno=max(lineno, 1), **names)  # type: ignore[arg-type]
         frame = eval(code, {"_getframe": sys._getframe, "__name__": "<remote>"})
         found = TracebackType(found, frame, 0, max(lineno, 1))
     return found

@@ -155,7 +155,6 @@ def test_futures_are_awaited_in_every_way(shared_cluster: LocalCluster, tmp_path
         with pytest.raises(KeyError):
             await client.gather([future, bad])
         assert await client.gather([future, bad], errors="skip") == [2]
-        assert await client.gather({"good": future, "bad": bad}, errors="skip") == {"good": 2, "bad": None}
         assert await client.gather({"a": [future, 7]}) == {"a": [2, 7]}
         assert len(await client.submit(bytes, 500_000)) == 500_000
         assert [len(value) for value in await client.gather(client.map(bytes, [300_000, 400_000]))] == [300_000, 400_000]

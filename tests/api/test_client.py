@@ -96,16 +96,6 @@ def test_gather_can_skip_what_failed(client: Client) -> None:
     assert client.gather([client.submit(inc, 1), client.submit(boom), client.submit(inc, 2)], errors="skip") == [2, 3]
 
 
-def test_a_failed_future_is_left_out_of_the_gathered_list_and_elsewhere_it_is_none(client: Client) -> None:
-    good, bad = client.submit(inc, 1), client.submit(boom)
-    assert client.gather([good, bad, 7], errors="skip") == [2, 7]
-    assert client.gather(bad, errors="skip") is None
-    assert client.gather((good, bad), errors="skip") == (2, None)
-    assert client.gather({"good": good, "bad": bad}, errors="skip") == {"good": 2, "bad": None}
-    assert client.gather({"both": [good, bad]}, errors="skip") == {"both": [2, None]}
-    assert client.gather(iter([bad, good]), errors="skip") == [2]
-
-
 def test_gather_raises_the_first_failure_without_waiting_for_the_rest(client: Client) -> None:
     futures = [client.submit(slow, 1, 30), client.submit(boom, "early")]
     with pytest.raises(ValueError, match="early"):

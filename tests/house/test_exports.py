@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 import localdask
 from tests.house import floors
 
@@ -48,6 +50,21 @@ def test_importing_client_and_cluster_imports_nothing_that_is_dear() -> None:
     dear = sorted({f"localdask.{room}" for room in floors.DEAR_ROOMS} | floors.LATE_MODULES.keys() - needed)
     code = f"import sys; from localdask import Client, LocalCluster; print(*(name for name in {dear!r} if name in sys.modules))"
     assert run_python(code).split() == []
+
+
+@pytest.mark.parametrize("imports", ["from localdask import Client, LocalCluster", "import localdask.processes.launcher"])
+def test_no_text_is_compiled_where_cluster_client_or_launcher_are_imported(imports: str) -> None:
+    """The first ``compile`` of a process takes a millisecond: Python makes the classes of its syntax trees. Named tuples ask for it too."""
+    watch = """
+import builtins
+compile = builtins.compile
+def note(source, filename, *rest, **more):
+    if not str(filename).endswith(".py"):
+        print(source)
+    return compile(source, filename, *rest, **more)
+builtins.compile = note
+"""
+    assert run_python(watch + imports) == ""
 
 
 def test_a_star_import_brings_the_whole_face() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
+import textwrap
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -56,6 +58,11 @@ def wait_for_replacement(cluster: LocalCluster, before: dict[str, int]) -> None:
     """Wait until every worker is there under its old name, those of the dead with new pids."""
     names = set(before)
     wait_until(lambda: worker_pids(cluster).keys() == names and not set(worker_pids(cluster).items()) & set(before.items()))
+
+
+def run_in_another_python(code: str) -> str:
+    """Return what code prints in a process that has no launcher yet."""
+    return subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, capture_output=True, text=True, timeout=60).stdout
 
 
 # ── a worker dies ────────────────────────────────────────────────────────────
@@ -276,6 +283,39 @@ def test_a_killed_launcher_stops_nothing_and_the_next_start_makes_a_new_one(clus
     with LocalCluster(n_workers=1, threads_per_worker=1) as other, Client(other) as its_client:
         assert its_client.submit(inc, 1).result() == 2
     assert launching._pid != launcher and not psutil.pid_exists(launcher)
+
+
+def test_a_launcher_that_dies_before_the_first_word_to_it_is_replaced() -> None:
+    code = """
+        import os, signal, time
+        from localdask import Client, LocalCluster
+        from localdask.processes import launching
+        launching.begin_launcher()
+        first = launching._pid
+        os.kill(first, signal.SIGKILL)
+        os.waitid(os.P_PID, first, os.WEXITED | os.WNOWAIT)
+        with LocalCluster(n_workers=1) as cluster, Client(cluster) as client:
+            print(client.submit(sum, [1, 2]).result(), launching._pid != first)
+    """
+    assert run_in_another_python(code) == "3 True\n"
+
+
+def test_a_child_that_the_user_forks_does_not_keep_a_launcher_that_was_only_begun() -> None:
+    code = """
+        import os, time
+        from localdask.processes import launching
+        launching.begin_launcher()
+        reads, writes = os.pipe()
+        if os.fork() == 0:
+            os.read(reads, 1)
+            os._exit(0)
+        launching._let_go()
+        os.waitpid(launching._pid, 0)  # it ends, though the child goes on
+        os.write(writes, b"x")
+        os.wait()
+        print("ended")
+    """
+    assert run_in_another_python(code) == "ended\n"
 
 
 def test_launcher_nannies_and_workers_may_all_be_killed_at_once(cluster: LocalCluster, client: Client) -> None:

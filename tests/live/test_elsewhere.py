@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from localdask import Client, LocalCluster, config
-from localdask.api import links
+from localdask.api import socket_link
 from localdask.errors import ClosedClientError, ClusterNotFoundError, FutureCancelledError, UsageError, WorkerStartTimeoutError
 from localdask.messages import Hello, Refused, ReleaseKeys, Welcome
 from localdask.system.transport import Channel
@@ -379,11 +379,11 @@ def test_another_version_is_refused_with_a_clear_word(cluster: LocalCluster, mon
         f"cluster 'shared' runs localdask {__version__} and this client '0.0.1': use the same version, or start the cluster again"
     )
     channel.close()
-    monkeypatch.setattr(links, "__version__", "9.9")
+    monkeypatch.setattr(socket_link, "__version__", "9.9")
     with pytest.raises(ClusterNotFoundError, match="runs localdask .* and this client '9.9'"):
         Client("shared")
     monkeypatch.undo()
-    monkeypatch.setattr(links, "PYTHON", "2.7")
+    monkeypatch.setattr(socket_link, "PYTHON", "2.7")
     with pytest.raises(ClusterNotFoundError, match="this client 2.7: functions cannot travel"):
         Client("shared")
 

@@ -8,6 +8,8 @@ import inspect
 import pickle
 import subprocess
 import sys
+import textwrap
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
 
 import pytest
@@ -122,3 +124,35 @@ def test_a_field_without_a_default_comes_first() -> None:
 def test_no_source_is_run_for_a_message_and_dataclasses_stay_out() -> None:
     code = "import sys, localdask.messages, localdask.state.scheduler, localdask.state.reload; assert 'dataclasses' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_an_init_is_made_when_the_first_record_is_and_is_one_for_all_threads() -> None:
+    @record
+    class Once:
+        x: int
+        y: list[int] = field(default_factory=list)
+
+    @record(frozen=True)
+    class Under(Once):
+        z: int = 0
+
+    assert not inspect.isfunction(vars(Once)["__init__"])
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda x: Under(x, z=1), range(100)))
+    assert [each.x for each in made] == list(range(100))
+    assert Once(1) == Once(1, []) and inspect.isfunction(vars(Once)["__init__"])
+    assert inspect.isfunction(vars(Under)["__init__"])
+
+
+def test_forked_children_find_every_init_compiled() -> None:
+    code = """
+        from localdask import records
+        import localdask.messages
+        records.warm()
+        before = records._template.cache_info().misses
+        for made in vars(localdask.messages).values():
+            if hasattr(made, "__record_defaults__"):
+                made.__init__
+        assert before > 5 and records._template.cache_info().misses == before
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)

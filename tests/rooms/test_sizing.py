@@ -33,7 +33,7 @@ GIB = 2**30
     ],
 )
 def test_nothing_said_deals_the_cpus_as_dask_does(n_cpus: int, plan: tuple[int, int]) -> None:
-    assert sizing.plan_workers(None, None, n_cpus) == plan
+    assert sizing.plan_workers(None, None, n_cpus) == sizing.WorkerPlan(*plan)
 
 
 @pytest.mark.parametrize(
@@ -50,12 +50,12 @@ def test_nothing_said_deals_the_cpus_as_dask_does(n_cpus: int, plan: tuple[int, 
     ],
 )
 def test_what_is_said_is_kept_and_the_rest_follows(n_workers: int | None, threads: int | None, plan: tuple[int, int]) -> None:
-    assert sizing.plan_workers(n_workers, threads, 8) == plan
+    assert sizing.plan_workers(n_workers, threads, 8) == sizing.WorkerPlan(*plan)
 
 
 def test_without_processes_there_is_one_worker_with_all_threads() -> None:
-    assert sizing.plan_workers(None, None, 8, processes=False) == (1, 8)
-    assert sizing.plan_workers(None, 3, 8, processes=False) == (1, 3)
+    assert sizing.plan_workers(None, None, 8, processes=False) == sizing.WorkerPlan(1, 8)
+    assert sizing.plan_workers(None, 3, 8, processes=False) == sizing.WorkerPlan(1, 3)
 
 
 def test_a_worker_without_threads_is_refused() -> None:
