@@ -15,6 +15,7 @@ from functools import partial
 from queue import SimpleQueue
 from typing import Any
 
+from localdask.api.control import run_coroutine
 from localdask.parameters import check_function, read
 
 __all__ = ["Listening"]
@@ -23,6 +24,7 @@ __all__ = ["Listening"]
 class Listening:
     """What ``Client`` does about topics."""
 
+    asynchronous: bool
     cluster: Any
     _ask: Callable[..., Any]
     _on_told: dict[str, Callable[[Any], None]]
@@ -36,7 +38,7 @@ class Listening:
         topic : str
             The topic; another handler of it is replaced.
         handler : callable
-            Takes the event.
+            Takes the event. A coroutine function runs on the event loop of an asynchronous client, else on one of its own.
         """
         read("topic", topic, hash, "a text")
         check_function("handler", handler, "f((time, message))")
@@ -44,7 +46,8 @@ class Listening:
             news = self._news = SimpleQueue()
             threading.Thread(target=_live, args=(news,), name="localdask-topics", daemon=True).start()
         news = self._news
-        self._on_told[topic] = lambda event: news.put(partial(handler, event))
+        loop = _running_loop() if self.asynchronous else None  # that of a notebook stands still while a cell runs
+        self._on_told[topic] = lambda event: news.put(partial(_handle, handler, event, loop))
         self._ask("listen", topic)
 
     def unsubscribe_topic(self, topic: str) -> None:
@@ -114,6 +117,24 @@ def _live(news: SimpleQueue[Callable[[], Any] | None]) -> None:
             from localdask.preloads.failures import first_line  # noqa: PLC0415 - only an error needs it
 
             print(f"localdask: the handler of a topic raised {first_line(error)}", file=sys.stderr)
+
+
+def _running_loop() -> Any:
+    import asyncio  # noqa: PLC0415 - only asynchronous users pay for it
+
+    return asyncio._get_running_loop()
+
+
+def _handle(handler: Callable[[Any], Any], event: Any, loop: Any) -> None:
+    told = handler(event)
+    if not hasattr(told, "__await__"):
+        return
+    if loop is None:
+        run_coroutine(lambda: told)
+    else:
+        import asyncio  # noqa: PLC0415 - only who has coroutines pays for it
+
+        asyncio.run_coroutine_threadsafe(told, loop).result()
 
 
 def _handle_record(event: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import logging
 import os
@@ -234,6 +235,39 @@ def test_topics_reach_those_who_listen(client: Client) -> None:
         client.unsubscribe_topic("news")
     client.submit(tell, 2).result()
     assert heard == [{"n": 1}]
+
+
+def test_a_coroutine_function_may_listen_to_a_topic(client: Client, capsys: pytest.CaptureFixture[str]) -> None:
+    heard: list[Any] = []
+
+    async def take(event: Any) -> None:
+        await asyncio.sleep(0)
+        heard.append(event[1])
+        if event[1] == "bad":
+            raise ValueError("a handler's own fault")
+
+    client.subscribe_topic("soon", take)
+    for word in ("one", "bad", "two"):
+        client.log_event("soon", word)
+    wait_until(lambda: heard == ["one", "bad", "two"])
+    assert "the handler of a topic raised ValueError: a handler's own fault" in capsys.readouterr().err
+
+
+def test_a_coroutine_function_listens_on_the_loop_of_its_client() -> None:
+    async def body() -> Any:
+        loops, heard = [], asyncio.Event()
+
+        async def take(event: Any) -> None:
+            loops.append(asyncio.get_running_loop())
+            heard.set()
+
+        async with Client(n_workers=1, processes=False, asynchronous=True, set_as_default=False) as client:
+            await client.subscribe_topic("soon", take)
+            await client.log_event("soon", 1)
+            await asyncio.wait_for(heard.wait(), 30)
+        assert loops == [asyncio.get_running_loop()]
+
+    asyncio.run(body())
 
 
 def test_output_is_forwarded_to_a_client_in_another_process(tmp_path: Path) -> None:
