@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from localdask.records import field, record
 from localdask.state import placement
 from localdask.state.actors import homes
-from localdask.state.scheduler import set_leaving, take_back_all
+from localdask.state.scheduler import set_leaving, take_back_all, worker_joined
 from localdask.state.tasks import MEMORY, SchedulerState, TaskState, WorkerState
 
 
@@ -44,12 +44,15 @@ class Retirement:
 def advance(state: SchedulerState, retirement: Retirement, now: float, *, is_last: bool = False) -> bool:
     """Send a worker nothing more, and have published what only it holds; return whether it runs nothing and holds nothing alone.
 
-    It begins with the first call, or with the ``is_last`` while a task there may need it.
+    While a task there may need it, that does not begin, or the worker is taken back, until the call that ``is_last``.
     """
     worker = retirement.worker
     if state.workers.get(worker.name) is not worker:
         return True
-    if not retirement.is_begun and not is_last and _is_needed(state, retirement):
+    if not is_last and _is_needed(state, retirement):
+        if retirement.is_begun:
+            retirement.is_begun = worker.is_leaving = False
+            worker_joined(state, worker, now)
         return False
     if not retirement.is_begun:
         retirement.is_begun = True

@@ -107,6 +107,25 @@ def test_the_only_worker_runs_what_its_task_waits_for_before_it_leaves(tmp_path:
         assert [(tmp_path / str(n)).read_text() for n in range(5)] == ["x"] * 5
 
 
+def test_the_only_worker_runs_what_its_task_first_waits_for_when_it_was_to_leave_already(tmp_path: Path) -> None:
+    def parent(folder: str) -> int:
+        noted(0, folder)
+        while not os.path.exists(os.path.join(folder, "open")):
+            time.sleep(0.005)
+        return get_client().submit(noted, 1, folder).result()
+
+    with LocalCluster(n_workers=1, threads_per_worker=1) as cluster, Client(cluster) as client:
+        future = client.submit(parent, str(tmp_path))
+        wait_until((tmp_path / "0").exists)
+        leaving = threading.Thread(target=client.retire_workers, args=(["w0"],))
+        leaving.start()
+        wait_until(lambda: [worker["status"] for worker in client.scheduler_info()["workers"].values()] == ["closing_gracefully"])
+        (tmp_path / "open").touch()
+        assert future.result(timeout=30) == 1
+        leaving.join()
+        assert [(tmp_path / str(n)).read_text() for n in range(2)] == ["x"] * 2
+
+
 def test_without_closing_a_retired_worker_stays_and_gets_nothing() -> None:
     with LocalCluster(n_workers=2, threads_per_worker=1) as cluster, Client(cluster) as client:
         client.retire_workers(["w0"], close_workers=False)

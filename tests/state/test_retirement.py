@@ -71,3 +71,48 @@ def test_at_the_end_of_its_grace_the_only_worker_gets_nothing_more() -> None:
     assert not advance(desk.state, leaves, 1.0, is_last=True)
     desk.submit("child")
     assert desk.state.tasks["child"].worker is None
+
+
+def test_a_worker_that_was_to_leave_runs_what_its_task_first_waits_for_then() -> None:
+    desk = Desk(w0=1)
+    desk.submit("parent")
+    leaves = Retirement(desk.workers["w0"])
+    assert not advance(desk.state, leaves, 1.0)
+    desk.submit("child")
+    assert desk.state.tasks["child"].state == "no-worker"
+    desk.worker("w0", words.TaskSeceded(desk.state.tasks["parent"].attempt))
+    assert not advance(desk.state, leaves, 2.0)
+    desk.done("child")
+    desk.done("parent")
+    assert advance(desk.state, leaves, 3.0)
+    desk.submit("later")
+    assert desk.state.tasks["later"].state == "no-worker"
+
+
+def test_of_workers_that_leave_together_one_runs_what_their_tasks_first_wait_for_then() -> None:
+    desk = Desk(w0=1, w1=1)
+    desk.submit("p0", workers=("w0",))
+    desk.submit("p1", workers=("w1",))
+    going = [Retirement(desk.workers[name]) for name in ("w0", "w1")]
+    assert not any([advance(desk.state, each, 1.0) for each in going])
+    for name, parent in (("w0", "p0"), ("w1", "p1")):
+        desk.worker(name, words.TaskSeceded(desk.state.tasks[parent].attempt))
+    desk.submit("child")
+    assert not any([advance(desk.state, each, 2.0) for each in going])
+    assert [desk.workers[name].is_running for name in ("w0", "w1")] == [True, False]
+    desk.done("child")
+    desk.done("p0")
+    assert advance(desk.state, going[0], 3.0) and not advance(desk.state, going[1], 3.0)
+    assert desk.workers["w1"].is_running
+
+
+def test_at_the_end_of_its_grace_a_worker_that_was_taken_back_gets_nothing_more() -> None:
+    desk = Desk(w0=1)
+    desk.submit("parent")
+    leaves = Retirement(desk.workers["w0"])
+    advance(desk.state, leaves, 1.0)
+    desk.worker("w0", words.TaskSeceded(desk.state.tasks["parent"].attempt))
+    advance(desk.state, leaves, 2.0)
+    assert not advance(desk.state, leaves, 3.0, is_last=True)
+    desk.submit("child")
+    assert desk.state.tasks["child"].worker is None
