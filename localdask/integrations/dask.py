@@ -6,15 +6,41 @@ in ``api/collections.py``.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from dask import config
+from dask.base import named_schedulers
+
+from localdask.preloads.standins import real_distributed
 
 __all__ = ["closed", "opened"]
+
+#: What Dask calls the scheduler that a client is, in ``compute(scheduler=…)`` and its configuration.
+_NAMES = ("distributed", "dask.distributed")
 
 _clients: list[Any] = []
 #: What Dask's configuration named before the first of them.
 _before: list[Any] = []
+
+
+class _Newest:
+    """What these names mean: the current client of ``distributed``, whose names they are, or else the newest of ours."""
+
+    def __call__(self, dsk: Any, keys: Any, **kwargs: Any) -> Any:
+        return _meant().get(dsk, keys, **kwargs)
+
+    def persist(self, collections: Any, **kwargs: Any) -> Any:
+        """Persist there: Dask asks for this."""
+        return _meant().persist(collections, **kwargs)
+
+
+def _meant() -> Any:
+    distributed = real_distributed()
+    with suppress(ValueError, AttributeError):  # it has none, or is just being imported
+        if distributed is not None:
+            return distributed.Client.current()
+    return _clients[-1]
 
 
 def opened(client: Any) -> None:
@@ -25,6 +51,7 @@ def opened(client: Any) -> None:
         _before[:] = [config.config["scheduler"]] if "scheduler" in config.config else []
     _clients.append(client)
     config.set(scheduler=client)
+    named_schedulers.update(dict.fromkeys(_NAMES, _Newest()))
 
 
 def closed(client: Any) -> None:
@@ -32,6 +59,9 @@ def closed(client: Any) -> None:
     if client not in _clients:
         return
     _clients.remove(client)
+    if not _clients:
+        for name in _NAMES:
+            named_schedulers.pop(name, None)
     if config.get("scheduler", None) is not client:
         return
     if _clients:

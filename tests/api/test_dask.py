@@ -336,6 +336,20 @@ def test_the_newest_client_is_dasks_scheduler_until_it_is_closed(shared_cluster:
     assert dask.config.get("scheduler", None) is None
 
 
+@pytest.mark.parametrize("name", ["distributed", "dask.distributed"])
+def test_dasks_own_name_of_it_means_the_newest_client_until_all_are_closed(shared_cluster: LocalCluster, name: str) -> None:
+    pid = dask.delayed(pid_of)(0, dask_key_name=f"named-{name}")
+    with Client(shared_cluster) as client:
+        with Client(shared_cluster):
+            assert pid.compute(scheduler=name) != os.getpid()
+        with dask.config.set(scheduler=name):
+            assert pid.compute() != os.getpid()
+            assert len(futures_of(pid.persist())) == 1
+        assert client.submit(abs, -1).result() == 1
+    with pytest.raises(RuntimeError, match="no Client active"):
+        pid.compute(scheduler=name)
+
+
 def test_a_client_closed_out_of_turn_leaves_the_other(shared_cluster: LocalCluster) -> None:
     first, second = Client(shared_cluster), Client(shared_cluster)
     first.close()
