@@ -48,6 +48,7 @@ class Hearing:
             elif kind is KeyErred:
                 state.error = message.error
                 state.status = ERROR
+                state.fetching = False  # no value comes; after a retry it is asked for anew
             elif kind is KeyFetched:
                 state.payload = message.payload
                 state.fetching = False

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -100,6 +101,29 @@ def test_what_lay_on_a_killed_worker_is_made_again(cluster: LocalCluster, client
         kill(pid)
     wait_for_replacement(cluster, before)
     assert client.submit(len, future).result() == 200_000
+
+
+def test_a_value_that_was_asked_for_as_it_was_lost_can_be_had_after_a_retry(tmp_path: Path) -> None:
+    def fails_the_second_time(folder: Path) -> bytes:
+        n = len(list(folder.iterdir()))
+        (folder / str(n)).touch()
+        if n == 1:
+            raise ConnectionError("for once")
+        return bytes(3_000_000)
+
+    with LocalCluster(n_workers=1, threads_per_worker=1) as cluster, Client(cluster) as client:
+        future = client.submit(fails_the_second_time, tmp_path)
+        wait(future)
+        pid = worker_pids(cluster)["w0"]
+        os.kill(pid, signal.SIGSTOP)
+        asking = threading.Thread(target=client.gather, args=([future],), kwargs={"errors": "skip"})
+        asking.start()
+        wait_until(lambda: future._state.fetching)
+        kill(pid)
+        wait_until(lambda: future.status == "error")
+        asking.join()
+        future.retry()
+        assert len(future.result(timeout=30)) == 3_000_000
 
 
 def test_queued_tasks_are_not_charged_for_the_death_of_another(tmp_path: Path) -> None:
