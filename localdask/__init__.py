@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # what type checkers read in place of __getattr__ below
     from localdask.api.events import Event as Event
     from localdask.api.futures import Future as Future
     from localdask.api.futures import fire_and_forget as fire_and_forget
+    from localdask.api.memory_sampler import MemorySampler as MemorySampler
     from localdask.api.multilocks import MultiLock as MultiLock
     from localdask.api.nesting import local_client as local_client
     from localdask.api.nesting import worker_client as worker_client
@@ -69,6 +70,7 @@ _PLACES = {
     "KilledWorker": "localdask.errors",
     "LocalCluster": "localdask.api.cluster",
     "Lock": "localdask.api.semaphores",
+    "MemorySampler": "localdask.api.memory_sampler",
     "MultiLock": "localdask.api.multilocks",
     "NannyPlugin": "localdask.preloads.plugins",
     "PipInstall": "localdask.preloads.installing",
@@ -113,6 +115,7 @@ __all__ = [
     "KilledWorker",
     "LocalCluster",
     "Lock",
+    "MemorySampler",
     "MultiLock",
     "NannyPlugin",
     "PipInstall",

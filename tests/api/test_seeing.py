@@ -17,14 +17,15 @@ from typing import Any
 
 import pytest
 
-from localdask import Client, LocalCluster, get_task_metadata, get_task_stream, performance_report, progress, wait
+from localdask import Client, LocalCluster, MemorySampler, get_task_metadata, get_task_stream, performance_report, progress, wait
 from localdask.api import seeing
 from localdask.api.futures import FutureState
+from localdask.api.memory_sampler import cluster_nbytes
 from localdask.api.portraits import client_html
 from localdask.api.profiling import tree_of
 from localdask.api.progress import Tally, line_of
 from localdask.api.task_stream import stream_of
-from localdask.errors import WorkerNotFoundError
+from localdask.errors import UsageError, WorkerNotFoundError
 from localdask.messages import Function, SubmitTasks, TaskSpec
 from localdask.processes.hints import Hints
 from localdask.state import scheduler as decisions
@@ -414,3 +415,64 @@ def test_a_report_covers_what_coroutines_submit(shared_cluster: LocalCluster, tm
 
     asyncio.run(work())
     assert "inc-77" in Checked(path.read_text()).text
+
+
+# ── memory ───────────────────────────────────────────────────────────────────
+
+
+def test_memory_is_sampled_while_a_block_runs(client: Client) -> None:
+    sampler = MemorySampler()
+    sampling = sampler.sample("held", measure="managed", interval="5 ms")
+    with sampling:
+        held = client.submit(bytes, 3_000_000)
+        wait(held)
+        wait_until(lambda: len(sampling._taken) > 2)
+    samples = sampler.samples["held"]
+    assert len(samples) > 2
+    assert samples == sorted(samples, key=lambda sample: sample[0])
+    assert samples[-1][1] - samples[0][1] >= 3_000_000
+    with sampler.sample():
+        pass
+    (first, last) = sampler.samples["sample-1"]
+    assert first[1] > 1_000_000 and last[0] >= first[0]
+
+
+def test_samples_become_a_frame(client: Client) -> None:
+    sampler = MemorySampler()
+    sampler.samples = {"one": [(100.0, 1), (101.0, 2), (102.0, 3)], "two": [(201.5, 10), (202.5, 20)]}
+    frame = sampler.to_pandas()
+    assert list(frame["one"].dropna()) == [1, 2, 3] and list(frame["two"].dropna()) == [10, 20]
+    aligned = sampler.to_pandas(align=True)
+    assert [time.total_seconds() for time in aligned.index] == [0, 1, 2]
+    assert list(aligned["one"]) == [1, 2, 3] and list(aligned["two"].dropna()) == [10, 20]
+
+
+def test_memory_is_sampled_in_coroutines(shared_cluster: LocalCluster) -> None:
+    async def body() -> None:
+        sampler = MemorySampler()
+        async with Client(shared_cluster, asynchronous=True) as client:
+            async with sampler.sample("soon", interval=0.01):
+                await client.submit(abs, -1)
+            assert len(sampler.samples["soon"]) >= 2
+
+    asyncio.run(body())
+
+
+def test_a_cluster_that_closes_ends_the_sampling_and_nothing_else() -> None:
+    sampler = MemorySampler()
+    with LocalCluster(n_workers=1) as cluster, cluster.get_client() as client, sampler.sample("closed", client=client, interval=0.01):
+        cluster.close()
+    assert sampler.samples["closed"]
+
+
+def test_memory_of_workers_that_share_a_process_counts_once() -> None:
+    metrics = {"memory": 10, "managed_bytes": 3, "spilled_bytes": {"memory": 2, "disk": 1}}
+    workers = [{"pid": 1, "metrics": metrics}, {"pid": 1, "metrics": metrics}, {"pid": 2, "metrics": metrics}]
+    assert [cluster_nbytes(workers, measure) for measure in ("process", "managed", "spilled")] == [20, 9, 3]
+
+
+def test_a_measure_and_an_interval_that_make_no_sense_are_named(client: Client) -> None:
+    with pytest.raises(UsageError, match="measure='unmanaged'; it is 'process', 'managed', 'spilled'"):
+        MemorySampler().sample(measure="unmanaged")
+    with pytest.raises(UsageError, match="interval=0; it is a time"):
+        MemorySampler().sample(interval=0)
