@@ -48,7 +48,8 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
 def test_importing_client_and_cluster_imports_nothing_that_is_dear() -> None:
     needed = {"importlib", "threading"}  # by the face itself, and by whoever has a client
     dear = sorted({f"localdask.{room}" for room in floors.DEAR_ROOMS} | floors.LATE_MODULES.keys() - needed)
-    code = f"import sys; from localdask import Client, LocalCluster; print(*(name for name in {dear!r} if name in sys.modules))"
+    dear_here = f"{{name for name in {dear!r} if name in sys.modules}}"  # Python 3.13 has linecache for what -c runs
+    code = f"import sys; before = {dear_here}; from localdask import Client, LocalCluster; print(*{dear_here} - before)"
     assert run_python(code).split() == []
 
 
