@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from localdask.state.description import describe_state
 from localdask.system.memory import private_nbytes
 
 if TYPE_CHECKING:
@@ -127,6 +128,7 @@ def inspections(scheduler: Scheduler) -> dict[str, Callable[[Question], None]]:
         "nbytes": nbytes,
         "task_output": task_output,
         "story": lambda keys: state.story(*keys),
+        "state": lambda: describe_state(state),
     }
     return {name: answering(look) for name, look in looks.items()}
 

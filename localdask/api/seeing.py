@@ -12,6 +12,7 @@ from typing import Any
 
 from localdask.api.asking import Answer
 from localdask.api.control import worker_names
+from localdask.api.dump import Dumping
 from localdask.api.futures import parse_timeout
 from localdask.api.looking import keys_of
 from localdask.api.profiling import Profiling
@@ -33,7 +34,7 @@ _BAD_EVENTS = frozenset(
 )
 
 
-class Seeing(Streaming, Profiling):
+class Seeing(Streaming, Profiling, Dumping):
     """What ``Client`` sees of its cluster's processes."""
 
     _ask: Callable[..., Any]

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 
 from localdask import Client, LocalCluster, MemorySampler, get_task_metadata, get_task_stream, performance_report, progress, wait
 from localdask.api import seeing
@@ -32,6 +33,7 @@ from localdask.state import scheduler as decisions
 from localdask.state.tasks import SchedulerState, WorkerState
 from localdask.system.keys import group_of
 from tests.conftest import wait_until
+from tests.tasks import wait_for_file
 
 pytestmark = pytest.mark.shared
 
@@ -476,3 +478,59 @@ def test_a_measure_and_an_interval_that_make_no_sense_are_named(client: Client) 
         MemorySampler().sample(measure="unmanaged")
     with pytest.raises(UsageError, match="interval=0; it is a time"):
         MemorySampler().sample(interval=0)
+
+
+# ── all of it ────────────────────────────────────────────────────────────────
+
+
+def wait_with(path: str, value: bytes) -> str:
+    return wait_for_file(path)
+
+
+def test_all_that_is_known_of_a_cluster_is_written_to_a_file(client: Client, tmp_path: Path) -> None:
+    one = client.submit(bytes, 1000, key="dumped")
+    wait(one)
+    two = client.submit(wait_with, str(tmp_path / "go"), one, key=("dumped", 2), retries=2)
+    parked = client.submit(abs, -1, key="parked", resources={"GPU": 1})
+    wait_until(lambda: "wait_for_file" in str(client.call_stack(two)))
+    client.dump_cluster_state(tmp_path / "dump")
+    told = yaml.safe_load((tmp_path / "dump.yaml").read_text())
+    assert set(told) == {"scheduler", "workers", "versions"}
+    assert told["versions"]["client"]["packages"]["localdask"] == told["versions"]["scheduler"]["packages"]["localdask"]
+    tasks = told["scheduler"]["tasks"]
+    (holder,) = tasks["dumped"]["who_has"]
+    assert tasks["dumped"]["state"] == "memory" and tasks["dumped"]["type"] == "bytes"
+    running = tasks[str(two.key)]
+    assert running["state"] == "processing" and running["dependencies"] == ["dumped"] and running["retries"] == 2
+    worker = told["workers"][running["processing_on"]]
+    assert str(two.key) in worker["processing"] and any("wait_for_file" in line for line in worker["call_stack"][str(two.key)])
+    assert worker["metrics"]["memory"] > 0 and worker["pid"] != os.getpid()
+    assert "dumped" in told["workers"][holder]["has_what"]
+    assert tasks["parked"]["resource_restrictions"] == {"GPU": 1}
+    assert ["parked", "released", "waiting"] in [row[:3] for row in told["scheduler"]["transition_log"]]
+    assert "parked" in told["scheduler"]["clients"][client.id]["wants_what"]
+    parked.cancel()
+    (tmp_path / "go").touch()
+    two.result()
+
+
+def test_what_is_not_to_be_written_is_left_out(client: Client, tmp_path: Path) -> None:
+    client.submit(abs, -7).result()
+    client.dump_cluster_state(str(tmp_path / "short.yaml"), exclude=("logs", "transition_log", "call_stack"))
+    text = (tmp_path / "short.yaml").read_text()
+    assert not {"logs:", "transition_log:", "call_stack:"} & set(text.split())
+    assert list(tmp_path.iterdir()) == [tmp_path / "short.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        ({"format": "msgpack"}, "format='msgpack'; it is 'yaml'"),
+        ({"filename": "s3://bucket/dump"}, "it is a path on this machine"),
+        ({"filename": 3}, "filename=3"),
+        ({"exclude": 3}, "exclude=3; it is a list of names"),
+    ],
+)
+def test_a_dump_names_what_it_cannot_take_before_it_writes(client: Client, words: dict[str, Any], text: str) -> None:
+    with pytest.raises(UsageError, match=text):
+        client.dump_cluster_state(**words)

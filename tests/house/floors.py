@@ -64,6 +64,7 @@ STACKS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("plugins",),
         ("leases", "flags", "items", "variables", "pipelines"),
         ("notes",),
+        ("tasks", "description"),
     ),
     "system": (
         ("process", "sessions", "child"),
@@ -183,6 +184,7 @@ STACKS: dict[str, tuple[tuple[str, ...], ...]] = {
             "memory_sampler",
             "report",
             "profiling",
+            "dump",
             "seeing",
             "likeness",
             "arguments",
