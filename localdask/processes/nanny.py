@@ -59,6 +59,7 @@ from localdask.system import outcomes, process, sessions
 from localdask.system.board import read_board
 from localdask.system.child import ExitStatus, explain_status
 from localdask.system.environment import change_environ, take_place
+from localdask.system.exits import run_exit_handlers
 from localdask.system.loop import Loop, Timer
 from localdask.system.transport import Channel
 
@@ -168,6 +169,7 @@ class Nanny:
     def _finish(self) -> None:
         """End what preloads and plugins started and did not end; send what is left to say, for as long as somebody listens."""
         sessions.kill_orphans(())
+        run_exit_handlers(f"nanny {self.name}", self.preloads.teardown_s, partial(process.end_process, 0))
         self._send_lines()
         deadline = time.monotonic() + 0.5
         while not self._channel.flush() and time.monotonic() < deadline:

@@ -45,7 +45,7 @@ from localdask.processes.spiller import HeldValues, Spiller
 from localdask.processes.starting import hook_limits
 from localdask.processes.surroundings import Surroundings
 from localdask.system.board import private_board
-from localdask.system.process import end_process
+from localdask.system.process import end_in_order, end_process
 from localdask.system.segments import SegmentFolder
 from localdask.system.sessions import kill_orphans
 
@@ -400,7 +400,7 @@ class Worker:
         if self._quit_at is not None and not self._is_leaving and time.monotonic() >= self._quit_at:
             self.lock.release()
             self.close()
-            end_process(0)
+            end_in_order(0, f"worker {self.name}", self.preloads.teardown_s)
 
     # ── what the pipes bring ─────────────────────────────────────────────────
 

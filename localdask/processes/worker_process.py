@@ -23,7 +23,7 @@ from localdask.processes.worker import EXIT_LOST_PARENT, Worker
 from localdask.system import outcomes
 from localdask.system.board import map_board
 from localdask.system.environment import change_environ, take_place
-from localdask.system.process import STACKS_SIGNAL, end_process, set_parent_death_signal
+from localdask.system.process import STACKS_SIGNAL, end_in_order, set_parent_death_signal
 from localdask.system.transport import Channel
 
 __all__ = ["main"]
@@ -67,10 +67,10 @@ def main(supervise_fd: int, data_fd: int, board_fd: int) -> NoReturn:
         worker.start([Source.from_wire(row) for row in begin.preloads])
     except BaseException as error:
         supervise.send([BootFailed(begin.life, outcomes.dumps_error(error))])
-        end_process(1)
+        end_in_order(1, f"worker {begin.name}", worker.preloads.teardown_s)
     worker.serve()
     worker.close()
-    end_process(0)
+    end_in_order(0, f"worker {begin.name}", worker.preloads.teardown_s)
 
 
 def _settle_in() -> None:

@@ -28,10 +28,12 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NoReturn
 
 from localdask.errors import StartError
+from localdask.system.exits import forget_exit_handlers, run_exit_handlers
 
 __all__ = [
     "STACKS_SIGNAL",
     "close_other_descriptors",
+    "end_in_order",
     "end_process",
     "fork",
     "n_threads",
@@ -89,7 +91,7 @@ def n_threads() -> int:
 def fork(child: Callable[[], object]) -> int:
     """Start a process that calls ``child`` and then ends, never returning here; return its pid.
 
-    The new process has default signal handlers and no wake-up descriptor. It exits with 0 when ``child`` returns,
+    The new process has default signal handlers, no exit handlers and no wake-up descriptor. It exits with 0 when ``child`` returns,
     as SystemExit says, or with 70 after any other exception, whose traceback goes to stderr. Raises StartError in a
     process with several threads.
     """
@@ -123,6 +125,7 @@ def _live_as_child(child: Callable[[], object], mask: Iterable[int]) -> None:
     code = _EXIT_RAISED
     try:
         _forget_handlers()
+        forget_exit_handlers()
         _signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         child()
         code = 0
@@ -157,6 +160,12 @@ def end_process(code: int) -> NoReturn:
         _flush_output()
     finally:
         os._exit(code)
+
+
+def end_in_order(code: int, who: str, limit_s: float) -> NoReturn:
+    """End once what was registered with ``atexit`` has run, for which there are ``limit_s`` seconds."""
+    run_exit_handlers(who, limit_s, functools.partial(end_process, code))
+    end_process(code)
 
 
 def _flush_output() -> None:

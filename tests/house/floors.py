@@ -67,7 +67,7 @@ STACKS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("tasks", "description"),
     ),
     "system": (
-        ("process", "sessions", "child"),
+        ("exits", "process", "sessions", "child"),
         ("loop", "shared_pipes"),
         ("by_value", "culprits", "codec", "outcomes"),
         ("free_segments", "segment_bytes", "unfinished_segments", "segments", "mappings"),
