@@ -9,17 +9,18 @@ here is taken back there.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any, TypeVar
 
 from localdask.api.asking import Answer
-from localdask.api.asynchronous import in_loop
+from localdask.api.asynchronous import Done, in_loop
 from localdask.api.client import Client, get_client
 from localdask.errors import UsageError
 from localdask.system.keys import is_key
 
 __all__ = ["Coordinated", "Undo", "value_of"]
 
+C = TypeVar("C", bound="Coordinated")
 T = TypeVar("T")
 #: What takes back the question of that number, whose answer nobody takes.
 Undo = Callable[[Client, int], object]
@@ -70,6 +71,17 @@ class Coordinated:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: {self.name}>"
+
+    def __await__(self: C) -> Generator[Any, None, C]:
+        return Done(self).__await__()  # scripts written for Dask await it when they make it; here it is ready at once
+
+    def _do_at_once(self, what: str) -> Any:
+        """Have done what nobody needs to wait for; in coroutines it is done whether it is awaited or not."""
+        client = self.client
+        if not (client.asynchronous and in_loop()):
+            return self._do(what, self.name, then=value_of)
+        client._ask_nowait(what, self.name)
+        return Done(None)
 
     def _do(self, what: str, *arguments: Any, then: Callable[[Client, Answer], T], undo: Undo = _no_undo) -> Any:
         """Return what ``then`` makes of the scheduler's answer; an awaitable of it for a client of coroutines."""

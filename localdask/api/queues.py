@@ -97,7 +97,7 @@ class Queue(Coordinated):
 
     def close(self) -> Any:
         """Use it no more. When all clients that used it have said so, it is forgotten with what is in it."""
-        return self._do("queue_close", self.name, then=value_of)
+        return self._do_at_once("queue_close")
 
 
 def _all(client: Client, answer: Answer) -> list[Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from localdask.api.asking import Answer
 from localdask.api.client import Client
-from localdask.api.coordination import Coordinated, value_of
+from localdask.api.coordination import Coordinated
 from localdask.api.futures import parse_timeout
 from localdask.api.handing import kept, pack, taken, tell
 
@@ -55,7 +55,7 @@ class Variable(Coordinated):
 
     def delete(self) -> Any:
         """Take its value away, and let go of the futures in it; who reads it waits until it is set again."""
-        return self._do("variable_delete", self.name, then=value_of)
+        return self._do_at_once("variable_delete")
 
 
 def _got(client: Client, answer: Answer) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from localdask import Client, Future, KilledWorker, LocalCluster, as_completed, wait
+from localdask import Client, Event, Future, KilledWorker, LocalCluster, Lock, Queue, Semaphore, Variable, as_completed, wait
 from localdask.errors import FutureCancelledError, UsageError
 from tests.conftest import wait_until
 from tests.tasks import wait_for_file
@@ -232,6 +232,25 @@ def test_what_asks_the_cluster_is_awaited(shared_cluster: LocalCluster) -> None:
         await client.wait_for_workers(2)
         (data,) = await client.scatter([41])
         assert await client.submit(increase, data) == 42
+
+    in_coroutine(shared_cluster, body)
+
+
+@shared
+def test_names_at_the_scheduler_are_awaited_when_they_are_made_and_ended_at_once_in_coroutines(shared_cluster: LocalCluster) -> None:
+    async def body(client: Any) -> None:
+        queue, semaphore, event, lock = await Queue("soon"), await Semaphore(2, "soon"), await Event("soon"), await Lock("soon")
+        assert [handle.name for handle in (queue, semaphore, event, lock)] == ["soon"] * 4
+        await queue.put(1)
+        variable = Variable("soon")
+        await variable.set(1)
+        variable.delete()  # as in Dask, nobody needs to await these
+        queue.close()
+        with pytest.raises(TimeoutError):
+            await variable.get(timeout=0.01)
+        assert await Queue("soon").qsize() == 0
+        await variable.delete()
+        await queue.close()
 
     in_coroutine(shared_cluster, body)
 
