@@ -184,12 +184,16 @@ def _task_rescheduled(state: SchedulerState, worker: WorkerState, message: TaskR
     task = _answered(state, worker, message.attempt)
     if task is None:
         return
-    # Elsewhere, if there is an elsewhere: for this one placement the worker is not asked.
-    state.idle.pop(worker.name, None)
-    state.open.pop(worker.name, None)
+    # Elsewhere, if there is an elsewhere: for this one placement the worker counts as one that takes no tasks.
+    is_running = worker.is_running
+    if any(placement.admits(other, task.restriction) for other in state.workers.values() if other is not worker):
+        worker.is_running = False
+    placement.note_room(state, worker)
     lineage.unstage_dependents(state, task)
     task.worker = None
     lineage.wait_again(state, task)
+    worker.is_running = is_running
+    placement.note_room(state, worker)
     _drop_stray(state, worker, task.key)
 
 
