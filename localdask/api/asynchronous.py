@@ -28,9 +28,9 @@ __all__ = ["AsynchronousClient", "AsynchronousCluster", "Done", "in_loop", "in_t
 
 #: What does not block, and is the same in both.
 _PLAIN_OF_CLIENT = frozenset({"submit", "map", "get", "compute", "persist", "get_executor", "as_current", "current", "future_of_key"})
-_PLAIN_OF_CLUSTER = frozenset({"scale", "adapt", "get_client", "worker_address", "generation_of"})
+_PLAIN_OF_CLUSTER = frozenset({"adapt", "get_client", "worker_address", "generation_of"})
 #: What is done at once, and may be awaited.
-_AT_ONCE = frozenset({"cancel", "retry", "log_event", "subscribe_topic", "unsubscribe_topic"})
+_AT_ONCE = frozenset({"cancel", "retry", "log_event", "subscribe_topic", "unsubscribe_topic", "start", "write_scheduler_file", "scale"})
 
 
 def in_loop() -> bool:
@@ -77,6 +77,14 @@ class Done:
     def __await__(self) -> Generator[Any, None, Any]:
         yield from ()
         return self._value
+
+
+class Known(dict[str, Any]):
+    """What is known already, and may be awaited."""
+
+    def __await__(self) -> Generator[Any, None, Known]:
+        yield from ()
+        return self
 
 
 def _awaitable(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -230,6 +238,17 @@ class AsynchronousClient(_Begun, Client):
         if self.status == "closed":
             return Done(None)
         return in_thread(Client.close, self, timeout) if in_loop() else super().close(timeout)
+
+    def _make_cluster(self, options: dict[str, Any]) -> Any:
+        cluster = AsynchronousCluster(**options)
+        begin, cluster._begin_now = cluster._begin_now, None
+        if begin is not None:
+            begin()  # in the thread that begins this client
+        return cluster
+
+    def scheduler_info(self, n_workers: int = -1) -> Any:
+        """Return what is known of the scheduler and its workers, as ``Client.scheduler_info``; as in Dask, it need not be awaited."""
+        return Known(super().scheduler_info(n_workers))
 
     def gather(self, futures: Any, errors: str = "raise", direct: bool | None = None) -> Any:
         """Return an awaitable of the futures' values in the same nesting, as ``Client.gather``."""

@@ -137,7 +137,7 @@ class Client(
         if addresses.asks_for_default(address, kwargs):
             address = default_cluster[-1] if default_cluster else addresses.default_address() or address
         if address is None:
-            address = cluster_factory[0](**kwargs)
+            address = self._make_cluster(kwargs)
             self._owns_cluster = True
         elif kwargs:
             mend = mend_of(min(kwargs), parameters_of(Client.__init__) or (), "they go with a new cluster, and one was given")
@@ -181,6 +181,9 @@ class Client(
             except BaseException:
                 self.close()
                 raise
+
+    def _make_cluster(self, options: dict[str, Any]) -> Any:
+        return cluster_factory[0](**options)
 
     # ── submitting ───────────────────────────────────────────────────────────
 

@@ -93,6 +93,33 @@ def test_a_client_may_make_its_own_cluster() -> None:
     assert asyncio.run(main()) == 2
 
 
+def test_the_cluster_that_a_client_made_is_asynchronous_too() -> None:
+    async def main() -> None:
+        async with Client(n_workers=1, asynchronous=True, set_as_default=False) as client:
+            await client.cluster.scale(2)
+            await client.wait_for_workers(2)
+            client.cluster.scale(1)  # as in Dask, it need not be awaited
+            assert "Scheduler" in await client.cluster.get_logs()
+            cluster = client.cluster
+        assert cluster.status == "closed"
+        with pytest.raises(UsageError, match="n_workers"):
+            await Client(n_workers="many", asynchronous=True)
+
+    asyncio.run(main())
+
+
+@shared
+def test_what_is_known_of_a_cluster_is_told_at_once_and_may_be_awaited(shared_cluster: LocalCluster, tmp_path: Path) -> None:
+    async def body(client: Any) -> None:
+        assert len(client.scheduler_info()["workers"]) == len((await client.scheduler_info())["workers"]) == 2
+        assert len(client.scheduler_info(n_workers=1)["workers"]) == 1
+        client.write_scheduler_file(tmp_path / "plain.json")
+        await client.write_scheduler_file(tmp_path / "awaited.json")
+        assert (tmp_path / "plain.json").read_text() == (tmp_path / "awaited.json").read_text()
+
+    in_coroutine(shared_cluster, body)
+
+
 def test_one_that_was_never_begun_needs_no_ending() -> None:
     async def main() -> None:
         cluster = LocalCluster(asynchronous=True)
