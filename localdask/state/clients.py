@@ -34,6 +34,7 @@ from localdask.state.tasks import (
     MEMORY,
     PENDING_HERE,
     RELEASED,
+    UNFINISHED,
     WAITING,
     ClientState,
     FunctionState,
@@ -227,7 +228,7 @@ def _fetch_keys(state: SchedulerState, message: FetchKeys) -> None:
 def _fire_and_forget(state: SchedulerState, message: FireAndForget) -> None:
     for key in message.keys:
         task = state.tasks.get(key)
-        if task is not None and not task.is_done and FIRE_AND_FORGET not in task.clients:
+        if task is not None and task.state in UNFINISHED and FIRE_AND_FORGET not in task.clients:
             task.clients = (*task.clients, FIRE_AND_FORGET)
 
 

@@ -656,3 +656,15 @@ def test_only_a_worker_that_runs_nothing_look_after_look_is_paused_for_good() ->
     assert not pausing.is_over(desk.state, pause)
     scheduler.set_paused(desk.state, worker, False, desk.now)
     assert pausing.is_over(desk.state, pause)
+
+
+def test_to_forget_about_a_task_that_was_cancelled_keeps_nothing() -> None:
+    desk = Desk(w0=1)
+    desk.submit("a")
+    desk.submit("b", "a")
+    desk.done("a")
+    desk.done("b")
+    desk.client(words.ReleaseKeys("c", ["a"]), words.FireAndForget("c", ["a"]))
+    assert desk.at("a") == "released" and desk.said()
+    desk.client(words.ReleaseKeys("c", ["b"]))
+    assert not desk.state.tasks
