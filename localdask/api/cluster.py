@@ -289,6 +289,8 @@ class LocalCluster:
             raise
         self._supervisor.is_starting = False
         self.status = "running"
+        if hasattr(sys, "ps1"):
+            _tell_of_earlier(self)
 
     def _open_door(self, segment_folder: str) -> None:
         """Let clients of other processes in."""
@@ -653,6 +655,16 @@ def _write_through(source: str, stream: int, line: str) -> None:
     if place is not None:
         place.write(line + "\n")
         place.flush()
+
+
+def _tell_of_earlier(new: LocalCluster) -> None:
+    """Name the clusters that an interactive session still has: a cell that is run again forgets its last one, but does not end it."""
+    earlier = {each.name: len(each.workers) for each in list(_open_clusters) if each is not new and each._server is not None}
+    if earlier:
+        listed = ", ".join(f"{name} ({n} worker{'s' * (n != 1)})" for name, n in earlier.items())
+        ends = "ends it" if len(earlier) == 1 else "ends the first"
+        text = f"started here before, and still running: {listed}; Client({next(iter(earlier))!r}).shutdown() {ends}"
+        print(f"localdask: {text}", file=sys.stderr)
 
 
 def _close_all() -> None:

@@ -170,3 +170,15 @@ def test_a_kernel_that_is_killed_leaves_no_process(notebook: Notebook) -> None:
     with LocalCluster(n_workers=1, threads_per_worker=1):
         pass  # sweeps what was left
     assert not own_files()
+
+
+def test_a_cell_that_is_run_again_tells_of_the_cluster_that_it_left(notebook: Notebook) -> None:
+    assert notebook.run(START) == ""
+    name = notebook.run("client.cluster.name").strip("'")
+    before = notebook.family()
+    mend = f"Client('{name}').shutdown()"
+    assert notebook.run(START) == f"localdask: started here before, and still running: {name} (2 workers); {mend} ends it\n"
+    notebook.run(mend)
+    wait_until(lambda: sum(map(is_alive, before)) == 1)  # the launcher, which serves the other
+    assert notebook.run("client.submit(pow, 2, 10).result()") == "1024"
+    assert notebook.run("client.close()\n" + START) == ""
