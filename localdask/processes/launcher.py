@@ -46,6 +46,8 @@ class Launcher:
         self._loop.add_reader(self._channel.fileno(), self._read)
         self._loop.on_signal(signal.SIGCHLD, self._collect)
         self._loop.run()
+        self._channel.close()
+        self._loop.close()
 
     def _read(self) -> None:
         try:

@@ -409,3 +409,10 @@ def test_a_task_that_forks_leaves_its_worker_whole(client: Client) -> None:
 
     assert client.gather([client.submit(fork_in_task, pure=False) for _ in range(6)]) == [3] * 6
     assert {worker.life for worker in client.cluster.scheduler.workers.values()} == {1}
+
+
+def test_under_pythons_own_checks_a_program_ends_without_a_warning() -> None:
+    code = "from localdask import Client\nwith Client(n_workers=1) as client:\n    print(client.submit(abs, -1).result())"
+    environ = {**os.environ, "PYTHONDEVMODE": "1", "PYTHONWARNINGS": "error"}
+    done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("1\n", "")
