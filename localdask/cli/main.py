@@ -107,8 +107,9 @@ def root() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with its code."""
-    if sys.stdout is None:  # closed by the caller (>&-): as with print, nobody wants what is written
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - it is for the whole process
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the caller (>&-): as with print, nobody wants what is written
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - it is for the whole process
     verb = next(iter(sys.argv[1:] if arguments is None else arguments), "")
     if verb != "run" and isinstance(sys.stdout, io.TextIOWrapper):  # the output of ``run`` is the script's own
         sys.stdout.reconfigure(errors="backslashreplace")  # where it is ASCII, a line or a name must not stop what is shown

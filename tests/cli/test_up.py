@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -267,3 +269,15 @@ def test_nobody_reading_its_talk_stops_neither_its_start_nor_its_end(folder: Pat
         wait_until(lambda: up.process.poll() is not None, what="its end")
         assert up.process.returncode == 0
         assert up.read().count("w0 │ x") > 100
+
+
+def test_it_starts_and_ends_where_every_standard_stream_is_closed(folder: Path) -> None:
+    command = [sys.executable, "-m", "localdask", "up", "-n", "1", "--preload", "setup.py", "--pid-file", "up.pid"]
+    up = subprocess.Popen(["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *command], cwd=folder, env=environment())
+    try:
+        wait_until(lambda: (folder / "up.pid").exists() or up.poll() is not None)
+        up.send_signal(signal.SIGTERM)
+        assert up.wait(60) == 0
+    finally:
+        up.kill()
+        up.wait()
