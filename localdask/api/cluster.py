@@ -229,7 +229,7 @@ class LocalCluster:
         self.scheduler.on_garbage = self._unlink
         hooks: dict[str, Any] = {"setup_s": limits_s[0], "teardown_s": limits_s[1]}
         self._preloads = parts.Preloads(self.scheduler, "scheduler", "scheduler", is_optional=preload_optional, **hooks)
-        method, on_log = start_method if processes else None, self._journal.before(on_log or _write_through)
+        method, on_log = start_method if processes else None, self._journal.before(on_log or parts.write_through)
         self._supervisor = parts.Supervisor(self.scheduler, self._begin_words, method=method, tell=self._tell, on_log=on_log)
         parts.Hints(self.scheduler, on_log)
         parts.Leftovers(self.scheduler, lambda: self.segments)
@@ -289,8 +289,7 @@ class LocalCluster:
             raise
         self._supervisor.is_starting = False
         self.status = "running"
-        if hasattr(sys, "ps1"):
-            _tell_of_earlier(self)
+        parts.tell_of_earlier(list(_open_clusters), self)
 
     def _open_door(self, segment_folder: str) -> None:
         """Let clients of other processes in."""
@@ -648,23 +647,6 @@ def _working_directory() -> str:
         return os.getcwd()
     except OSError:
         return "/"
-
-
-def _write_through(source: str, stream: int, line: str) -> None:
-    place = sys.stdout if stream == 1 else sys.stderr
-    if place is not None:
-        place.write(line + "\n")
-        place.flush()
-
-
-def _tell_of_earlier(new: LocalCluster) -> None:
-    """Name the clusters that an interactive session still has: a cell that is run again forgets its last one, but does not end it."""
-    earlier = {each.name: len(each.workers) for each in list(_open_clusters) if each is not new and each._server is not None}
-    if earlier:
-        listed = ", ".join(f"{name} ({n} worker{'s' * (n != 1)})" for name, n in earlier.items())
-        ends = "ends it" if len(earlier) == 1 else "ends the first"
-        text = f"started here before, and still running: {listed}; Client({next(iter(earlier))!r}).shutdown() {ends}"
-        print(f"localdask: {text}", file=sys.stderr)
 
 
 def _close_all() -> None:

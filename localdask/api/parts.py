@@ -10,6 +10,7 @@ from localdask.api.adapting import Adaptive
 from localdask.api.control import worker_names
 from localdask.api.inspection import describe
 from localdask.api.reception import Reception
+from localdask.api.telling import tell_of_earlier, write_through
 from localdask.api.worker_settings import worker_settings
 from localdask.preloads.generations import Preloads
 from localdask.processes.hints import Hints
@@ -57,8 +58,10 @@ __all__ = [
     "retirement",
     "sweep_doors",
     "sweep_stale",
+    "tell_of_earlier",
     "tell_of_reloads",
     "temporary_places",
     "worker_names",
     "worker_settings",
+    "write_through",
 ]

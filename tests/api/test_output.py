@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import subprocess
 import sys
 import threading
 import time
@@ -155,3 +157,15 @@ def test_asynchronous_clients_await_the_output(shared_cluster: LocalCluster, rea
 def test_clients_of_other_processes_have_the_output(shared_cluster: LocalCluster) -> None:
     with Client(shared_cluster.scheduler_address, set_as_default=False) as client:
         assert client.submit(say, 300, pure=False).output() == "number 300\ntrouble 300\n"
+
+
+def test_what_a_worker_prints_arrives_where_only_ascii_is_taken() -> None:
+    code = "from localdask import Client\nwith Client(n_workers=1) as client:\n    client.submit(print, '\\xe9 \\u2192').result()"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.stdout, done.stderr) == ("\\xe9 \\u2192\n", "")

@@ -196,6 +196,7 @@ STACKS: dict[str, tuple[tuple[str, ...], ...]] = {
             "reception",
             "adapting",
             "worker_settings",
+            "telling",
             "parts",
             "cluster",
             "asynchronous",
