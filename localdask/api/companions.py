@@ -48,6 +48,7 @@ def client_closed(client: Any) -> None:
 
 def _tell(name: str, what: str, client: Any) -> None:
     try:
+        importlib.import_module(name)  # another thread may be in the middle of it, and would wait for the room as its room does for it
         getattr(importlib.import_module(_ROOMS[name]), what)(client)
     except (ImportError, AttributeError) as error:  # a version that localdask does not know must not break the user's import
         warnings.warn(f"localdask is not {name}'s scheduler: this version of {name} is strange to it: {error}", stacklevel=3)
@@ -89,6 +90,14 @@ class _Loader:
         self._loader.exec_module(module)
         for client in list(_open):
             _tell(self._name, "opened", client)
+        _forget_callers()
+
+
+def _forget_callers() -> None:
+    """Have Dask let go of who imported it: without jinja2 it keeps the error, which keeps the frames of all callers, with their futures."""
+    error = getattr(sys.modules.get("dask.widgets"), "exception", None)
+    if isinstance(error, ImportError):
+        error.__traceback__ = None
 
 
 _finder = _Finder()

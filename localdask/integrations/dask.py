@@ -44,8 +44,8 @@ def _meant() -> Any:
 
 
 def opened(client: Any) -> None:
-    """Make a client Dask's scheduler. An asynchronous one cannot be: Dask waits for its scheduler."""
-    if client.asynchronous:
+    """Make a client Dask's scheduler, once. An asynchronous one cannot be: Dask waits for its scheduler."""
+    if client.asynchronous or client in _clients:
         return
     if not _clients:
         _before[:] = [config.config["scheduler"]] if "scheduler" in config.config else []

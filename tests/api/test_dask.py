@@ -382,3 +382,53 @@ print("fine")
 def test_a_client_costs_no_import_of_dask() -> None:
     code = "import sys; from localdask import Client\nwith Client(n_workers=1): print('dask' in sys.modules, 'joblib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "False False\n"
+
+
+def test_who_imports_dask_first_keeps_nothing_of_what_it_made() -> None:
+    code = """
+import gc, sys
+sys.modules["jinja2"] = None  # without it Dask keeps an error, and with that the frames of who imported it
+from localdask import Client
+with Client(n_workers=1) as client:
+    assert "dask" not in sys.modules and client.get({"x": (abs, -1)}, "x") == 1
+    gc.collect()
+    client.submit(abs, -2).result()
+    print("x" in client.who_has())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("False\n", "")
+
+
+def test_dask_may_be_imported_while_another_thread_makes_a_client() -> None:
+    code = """
+import importlib.abc, sys, threading, time
+from localdask import Client, LocalCluster
+
+class Pause(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "dask.widgets":
+            is_begun.set()
+            for _ in range(100):  # the room that waits for Dask, and that Dask's loader is about to wait for
+                if "localdask.integrations.dask" in sys.modules:
+                    break
+                time.sleep(0.005)
+
+def make():
+    is_begun.wait()
+    with Client(cluster) as client:
+        is_made.set()
+        is_seen.wait()
+
+is_begun, is_made, is_seen = threading.Event(), threading.Event(), threading.Event()
+with LocalCluster(n_workers=1) as cluster, Client(cluster):
+    sys.meta_path.insert(0, Pause())
+    thread = threading.Thread(target=make)
+    thread.start()
+    import dask
+    is_made.wait()
+    print(len(sys.modules["localdask.integrations.dask"]._clients))
+    is_seen.set()
+    thread.join()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("2\n", "")
