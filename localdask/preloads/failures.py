@@ -63,11 +63,22 @@ def explain_failure(error: BaseException, *, preload: str, process: str, did: st
         said = f"{did} raised {first_line(error)}{at}; install {error.name}, or put {error.name}.py beside the preload"
     else:
         said = f"{did} raised {first_line(error)}{at}"
+        if isinstance(error, ImportError) and "no known parent package" in error.msg and where.startswith(f"{filename}:"):
+            said += f"; as a file it is in no package: name the module {_module_name(filename)}"
     text = f"the preload {preload} failed{who}: {said}"
     detail = _trimmed(error, filename)
     if detail == first_line(error):  # no frame of the user's: the text says it all
         detail = ""
     return PreloadError(text, preload=preload, process=process, where=where, detail=detail)
+
+
+def _module_name(filename: str) -> str:
+    """Return what a file is called as a module of the package that it lies in."""
+    folder, file = os.path.split(filename)
+    name = os.path.basename(folder) + "." + os.path.splitext(file)[0]
+    while os.path.isfile(os.path.join(folder := os.path.dirname(folder), "__init__.py")):
+        name = f"{os.path.basename(folder)}.{name}"
+    return name
 
 
 def explain_overrun(frames: Sequence[FrameSummary], limit_s: float, *, preload: str, process: str, did: str, filename: str) -> PreloadError:

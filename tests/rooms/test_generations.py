@@ -1000,3 +1000,21 @@ def test_what_was_set_up_is_torn_down_exactly_once_whatever_fails_when(faults: l
     assert owed(TRUTH) == {}
     preloads.teardown()
     assert owed(TRUTH) == {}
+
+
+@pytest.mark.parametrize(("inside", "name"), [(("pkg/__init__.py", "pkg/sub/__init__.py"), "pkg.sub.init"), ((), "sub.init")])
+def test_a_file_that_wants_to_be_in_its_package_is_told_the_modules_name(house: House, inside: tuple[str, ...], name: str) -> None:
+    for path in inside:
+        house.write(path, "")
+    house.write("pkg/sub/init.py", "\nfrom . import helper\n")
+    with pytest.raises(
+        PreloadError, match=rf"(?m)no known parent package at .*init\.py:2; as a file it is in no package: name the module {name}$"
+    ):
+        house.load("pkg/sub/init.py")
+
+
+def test_a_helper_that_wants_to_be_in_a_package_is_not_taken_for_the_preload(house: House) -> None:
+    house.write("helper.py", "from . import other\n")
+    house.write("init.py", "import helper\n")
+    with pytest.raises(PreloadError, match=r"(?m)no known parent package at .*helper\.py:1$"):
+        house.load("init.py")
