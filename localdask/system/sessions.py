@@ -3,6 +3,9 @@
 Each worker leads a session, and everything that it starts is in it, whatever process groups are
 made, unless it makes a session of its own. Such a runaway comes to the nanny when its parent
 dies, because the nanny is a subreaper (Linux only), and ``kill_orphans`` ends it.
+
+Python's resource trackers are given a moment: they remove the shared memory and the semaphores of those that were
+killed, and end by themselves; nobody else would remove these before the machine restarts.
 """
 
 from __future__ import annotations
@@ -23,6 +26,8 @@ _IS_LINUX = sys.platform == "linux"
 #: How long killed processes may take to vanish before they are reported as left.
 _KILL_S = 2.0
 #: Pauses between looks at processes that are on their way out.
+#: How long a resource tracker may take to remove what the killed processes shared, and then to end by itself.
+_TRACKER_S = 0.5
 _FIRST_PAUSE_S = 0.0005
 _LONGEST_PAUSE_S = 0.02
 #: So often nothing must be found, one look after the other, where others start processes all the time.
@@ -104,7 +109,8 @@ def _kill_all(find: Callable[[], list[_Sighting]], is_still: Callable[[_Sighting
     Again, because what is killed may have forked after the look. And what forks and ends at once may be gone when it is looked at,
     while its child is not in the list yet: to find nothing is a proof only if no process was started meanwhile, by anybody.
     """
-    deadline = time.monotonic() + timeout_s
+    started = time.monotonic()
+    deadline = started + timeout_s
     pause_s = _FIRST_PAUSE_S
     n_empty = 0
     newest = _newest_pid()
@@ -119,10 +125,21 @@ def _kill_all(find: Callable[[], list[_Sighting]], is_still: Callable[[_Sighting
         n_empty = 0
         if time.monotonic() > deadline:
             return [sighting.pid for sighting in found]
+        is_early = time.monotonic() < started + _TRACKER_S
         for sighting in found:
-            _kill_if(sighting, is_still)
+            if not (is_early and _is_tracker(sighting.pid)):
+                _kill_if(sighting, is_still)
         time.sleep(pause_s)
         pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+
+
+def _is_tracker(pid: int) -> bool:
+    """Whether it is a resource tracker, of ``multiprocessing`` or of loky: it ends when all that told it of something have ended."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb", buffering=0) as file:
+            return b"resource_tracker import main" in file.read(4096)
+    except OSError:
+        return False
 
 
 def _newest_pid() -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -21,7 +22,7 @@ import pytest
 from localdask import Client, Future, LocalCluster, as_completed, fire_and_forget, wait
 from localdask.errors import ClosedClientError, SerializationError
 from localdask.processes import launching
-from tests.conftest import own_files, wait_until
+from tests.conftest import SHARED_MEMORY, own_files, wait_until
 from tests.live.scripts import environment
 from tests.tasks import wait_for_file
 
@@ -416,3 +417,32 @@ def test_under_pythons_own_checks_a_program_ends_without_a_warning() -> None:
     environ = {**os.environ, "PYTHONDEVMODE": "1", "PYTHONWARNINGS": "error"}
     done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr) == ("1\n", "")
+
+
+@pytest.mark.skipif(not SHARED_MEMORY.is_dir(), reason="elsewhere shared memory has no files")
+@pytest.mark.parametrize("ends", ["killed", "closed"])
+def test_shared_memory_that_a_task_made_goes_with_its_worker(ends: str) -> None:
+    def make() -> tuple[list[str], int]:
+        import builtins
+        import os
+        from multiprocessing.shared_memory import SharedMemory
+
+        made = [SharedMemory(create=True, size=100) for _ in range(200)]  # more than are removed before anybody looks
+        builtins.kept = made  # type: ignore[attr-defined]
+        return [each.name for each in made], os.getpid()
+
+    with LocalCluster(n_workers=1, threads_per_worker=1) as cluster, Client(cluster) as client:
+        names, pid = client.submit(make).result()
+        paths = [SHARED_MEMORY / name for name in names]
+        try:
+            assert all(path.exists() for path in paths)
+            if ends == "killed":
+                os.kill(pid, signal.SIGKILL)
+                assert client.submit(os.getpid, pure=False).result() != pid
+            else:
+                client.cluster.close()
+            left = [path.name for path in paths if path.exists()]
+        finally:
+            for path in paths:
+                path.unlink(missing_ok=True)
+    assert left == []
