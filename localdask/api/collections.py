@@ -49,8 +49,18 @@ class Collections(Storing):
         object
             Values, or futures, in the shape of ``keys``.
         """
-        futures = self._submit_graph(dsk, keys, kwargs)
-        return self.gather(futures) if sync else futures
+        return self._values(self._submit_graph(dsk, keys, kwargs)) if sync else self._submit_graph(dsk, keys, kwargs)
+
+    def _values(self, futures: Any) -> Any:
+        try:
+            return self.gather(futures)
+        except BaseException as error:
+            # Who keeps the error, as a notebook does, would keep the futures in its frames too, and have the rest computed.
+            del futures
+            import traceback  # noqa: PLC0415 - 4 ms, and only an error needs it
+
+            traceback.clear_frames(error.__traceback__)
+            raise
 
     def compute(self, collections: Any, sync: bool = False, optimize_graph: bool = True, traverse: bool = True, **kwargs: Any) -> Any:
         """Compute Dask collections. Meanings as in Dask.

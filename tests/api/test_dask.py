@@ -166,6 +166,24 @@ def test_only_results_are_kept_and_only_as_long_as_their_futures(client: Client)
 # ── futures ──────────────────────────────────────────────────────────────────
 
 
+def test_a_computation_that_failed_goes_on_for_nobody_who_keeps_its_error(client: Client, tmp_path: Path) -> None:
+    def divide(x: int) -> float:
+        return 1 / x
+
+    def note(number: int) -> None:
+        time.sleep(0.01)
+        (tmp_path / str(number)).touch()
+
+    with dask.annotate(priority=1):
+        failing = dask.delayed(divide)(0)
+    slow = [dask.delayed(note)(number) for number in range(500)]
+    with pytest.raises(ZeroDivisionError) as caught:
+        dask.compute(failing, dask.delayed(len)(slow))
+    wait_until(lambda: all(task.state == "erred" for task in list(client.scheduler.state.tasks.values())))
+    assert caught.value.__traceback__ is not None  # as a notebook keeps it, with the variables of each frame
+    assert len(list(tmp_path.iterdir())) < 500
+
+
 def test_compute_gives_a_future_for_each_collection(client: Client) -> None:
     call, array = dask.delayed(increase)(1), da.arange(10, chunks=5)
     assert client.compute(call).result() == 2
