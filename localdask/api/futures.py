@@ -327,9 +327,9 @@ class Future(Generic[R]):
 
         self._client._when_done(self._state, Callback(call))
 
-    def cancel(self, reason: str = "unknown", msg: str = "") -> Any:
-        """Cancel the task, and what depends on it. A function that runs already is not interrupted."""
-        return self._client.cancel([self], reason=reason, msg=msg)
+    def cancel(self, reason: str = "unknown", msg: str = "", *, force: bool = False) -> Any:
+        """Cancel the task, and what depends on it. A function that runs already is interrupted only by ``force``."""
+        return self._client.cancel([self], force=force, reason=reason, msg=msg)
 
     def retry(self) -> Any:
         """Run an erred task again."""

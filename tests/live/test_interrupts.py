@@ -151,3 +151,16 @@ def test_blocks_add_up_and_a_call_goes_first() -> None:
 def test_what_makes_no_sense_is_told_at_once(options: dict[str, object], text: str) -> None:
     with pytest.raises(UsageError, match=text), annotate(**options):
         raise AssertionError("the block was entered")
+
+
+def test_a_future_can_be_cancelled_by_force_itself(client: Client, tmp_path: Path) -> None:
+    def run_on(path: str) -> None:
+        open(path, "w").close()
+        time.sleep(1000)
+
+    future = client.submit(run_on, str(tmp_path / "began"))
+    wait_until((tmp_path / "began").exists)
+    future.cancel(force=True)
+    assert future.cancelled()
+    assert client.gather(client.map(abs, [-1, -2])) == [1, 2]
+    wait_until(lambda: not any(client.processing().values()))
