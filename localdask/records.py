@@ -95,14 +95,14 @@ def _record(cls: Any, frozen: bool) -> Any:
 
 # ── the one method that differs from class to class ──────────────────────────
 
-#: How many fields the records of this process have, and whether they are frozen.
-_sizes: set[tuple[int, bool]] = set()
+#: Those that were not called for yet.
+_unmade: dict[type, _Init] = {}
 
 
 def warm() -> None:
-    """Compile now what the records that are known need, so that forked children find it done."""
-    for n_fields, frozen in _sizes:
-        _template(n_fields, frozen)
+    """Make every ``__init__`` now, so that forked children find it done, in memory that they share."""
+    for init in list(_unmade.values()):
+        init.make()
 
 
 @functools.cache
@@ -124,16 +124,16 @@ class _Init:
         self.names = names
         self.defaults = defaults
         self.is_frozen = is_frozen
-        _sizes.add((len(names), is_frozen))
 
     def __set_name__(self, owner: Any, name: str) -> None:
         self.owner = owner
+        _unmade[owner] = self
 
     def __get__(self, instance: Any, cls: Any) -> Any:
-        self.owner.__init__ = made = self._make()
-        return made.__get__(instance, cls)
+        return self.make().__get__(instance, cls)
 
-    def _make(self) -> Any:
+    def make(self) -> Any:
+        """Put the function in its place, and return it."""
         code = _template(len(self.names), self.is_frozen)
         variables, setters = ("self", *self.names), {}
         if self.is_frozen:
@@ -144,7 +144,9 @@ class _Init:
         init = FunctionType(code, setters, "__init__", tuple(self.defaults.values()))
         init.__qualname__ = f"{self.owner.__qualname__}.__init__"
         makers = [(name, value) for name, value in self.defaults.items() if type(value) is _Made]
-        return _with_makers(init, makers) if makers else init
+        self.owner.__init__ = made = _with_makers(init, makers) if makers else init
+        _unmade.pop(self.owner, None)  # another thread may have made it too
+        return made
 
 
 def _with_makers(init: Any, makers: list[tuple[str, _Made]]) -> Any:

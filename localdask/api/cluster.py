@@ -266,7 +266,6 @@ class LocalCluster:
             self._settings["segment_folder"] = self.segments.path
             if processes:
                 self._open_door(self.segments.path)
-                parts.codec.warm()  # the first function of a script needs it, and the launcher still imports what it needs itself
             self._preloads.load(self._sources["scheduler"])
             for error in self._preloads.setup():
                 print(f"localdask: {error}", file=sys.stderr)

@@ -25,7 +25,6 @@ from localdask.processes.server import Server
 from localdask.processes.supervisor import LAST_GRACE_S, RETIRE_GRACE_S, Supervisor
 from localdask.processes.thread_workers import ThreadHandle
 from localdask.state import retirement
-from localdask.system import codec
 from localdask.system.segments import SHARED_MEMORY, SegmentFolder, sweep_stale, temporary_places
 from localdask.system.sockets import Door, sweep_doors
 
@@ -51,7 +50,6 @@ __all__ = [
     "Server",
     "Supervisor",
     "ThreadHandle",
-    "codec",
     "config",
     "describe",
     "reload_settings",
