@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from localdask.errors import ConfigError
+from localdask.parameters import check_text
 
 __all__ = ["MISSING", "Layer", "interpret", "look_up", "merge", "read_environment", "read_folder", "read_yaml", "split_key"]
 
@@ -50,7 +51,7 @@ class Layer:
 
 def split_key(key: str) -> tuple[str, ...]:
     """Return the path that a dotted key means; a leading ``distributed.`` is Dask's name for our root."""
-    path = tuple(key.split("."))
+    path = tuple(check_text("key", key, "a name with dots").split("."))
     return path[1:] if path[0] == "distributed" and len(path) > 1 else path
 
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from localdask.errors import UsageError
 
-__all__ = ["FILE", "check_count", "check_function", "check_priority", "read"]
+__all__ = ["FILE", "check_count", "check_function", "check_priority", "check_text", "read"]
 
 R = TypeVar("R")
 
@@ -33,6 +33,13 @@ def read(name: str, value: Any, make: Callable[[Any], R], wanted: str) -> R:
 def check_count(name: str, value: int | None, of: str = "") -> int | None:
     """Return a whole number, or None; raise ``UsageError`` for anything else, which tells what it is the number ``of``."""
     return None if value is None else read(name, value, operator.index, f"a whole number{of}")
+
+
+def check_text(name: str, value: Any, wanted: str = "a text") -> str:
+    """Return a text; raise ``UsageError`` for anything else."""
+    if not isinstance(value, str):
+        raise UsageError(f"{name}={value!r:.80}; it is {wanted}")
+    return value
 
 
 def check_function(name: str, value: Any, example: str) -> Any:

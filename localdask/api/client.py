@@ -46,6 +46,7 @@ from localdask.messages import (
     TaskSpec,
     WantKeys,
 )
+from localdask.parameters import check_count, check_text
 from localdask.preloads.standins import real_distributed
 from localdask.spelling import mend_of
 from localdask.system.codec import blake2b
@@ -133,6 +134,7 @@ class Client(
         **kwargs: Any,
     ) -> None:
         self._owns_cluster = False
+        check_text("name", name or "")
         address = take_client_words(address, kwargs) if kwargs else address
         if addresses.asks_for_default(address, kwargs):
             address = default_cluster[-1] if default_cluster else addresses.default_address() or address
@@ -329,6 +331,7 @@ class Client(
         if not callable(func):
             raise TypeError(f"First input to map must be a callable function, not {type(func).__name__}")
         keys = check_mapped(iterables, key)
+        check_count("batch_size", batch_size)
         self._check_running()
         if actor or actors:
             from localdask.api.actors import Making  # noqa: PLC0415 - few make actors

@@ -440,7 +440,7 @@ class LocalCluster:
             records.append(record)
             self.scheduler.notify()
 
-        self._reloader.ask(None if path is None else os.fspath(path), take, is_check=check)
+        self._reloader.ask(_path_of(path), take, is_check=check)
         if not wait:
             return None
         self.scheduler.wait_for(lambda: bool(records), None)
@@ -449,7 +449,7 @@ class LocalCluster:
 
     def wait_for_generation(self, n: int, path: str | os.PathLike[str] | None = None, timeout: float | str | None = None) -> None:
         """Wait until a preload (without ``path``, any) is at generation n in every process; ``TimeoutError`` when it is not in time."""
-        name = None if path is None else os.fspath(path)
+        name = _path_of(path)
         reloader, seconds, n = self._reloader, parse_timeout(timeout), check_count("n", n) or 0
         if not self.scheduler.wait_for(lambda: reloader.generation(name) >= n, seconds):
             self._check_open()
@@ -646,6 +646,10 @@ def _working_directory() -> str:
         return os.getcwd()
     except OSError:
         return "/"
+
+
+def _path_of(preload: Any) -> str | None:
+    return None if preload is None else read("path", preload, os.fspath, "a preload's path")
 
 
 def _close_all() -> None:

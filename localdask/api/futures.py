@@ -18,6 +18,7 @@ from localdask.parameters import check_function, read
 from localdask.preloads.standins import real_distributed
 from localdask.sizing import SECONDS, parse_duration
 from localdask.system import codec
+from localdask.system.keys import check_key
 
 R = TypeVar("R")
 
@@ -30,7 +31,7 @@ LOST = "lost"
 
 def parse_timeout(timeout: Any, name: str = "timeout") -> float | None:
     """Return seconds for ``5``, ``"5s"``, ``"100 ms"`` or ``"2 min"``; None stays None. ``name`` is the parameter's."""
-    if timeout is None or hasattr(timeout, "__float__"):  # also infinity, and what was over before it began
+    if timeout is None or (hasattr(timeout, "__float__") and timeout == timeout):  # also infinity, and what was over before it began
         return timeout  # type: ignore[no-any-return]
     return read(name, timeout, parse_duration, SECONDS)
 
@@ -207,6 +208,7 @@ class Future(Generic[R]):
 
     def __init__(self, key: str, client: Any = None, _state: FutureState | None = None) -> None:
         if _state is None:
+            check_key(key)
             if client is None:
                 client = find_client[0]()
             _state = client._attach(key)

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, TypeAlias
 from localdask.api.annotations import TaskOptions
 from localdask.api.futures import Future
 from localdask.messages import Function, TaskSpec
+from localdask.parameters import read
 from localdask.processes.bodies import call_node
 from localdask.system import codec
 
@@ -66,7 +67,7 @@ class Graph:
         from dask import _task_spec as kinds  # noqa: PLC0415 - an extra of the user's
 
         self._kinds = kinds
-        given = dict(dsk.__dask_graph__() if hasattr(dsk, "__dask_graph__") else dsk)
+        given = read("dsk", dsk.__dask_graph__() if hasattr(dsk, "__dask_graph__") else dsk, dict, "a graph: a dict of tasks by key")
         nodes = self._with_futures_apart(kinds.convert_legacy_graph(given))
         self._names: dict[Any, str] = {}
         self._aliases: dict[Any, Any] = {}

@@ -101,7 +101,7 @@ class Seeing(Streaming, Profiling, Dumping):
         dict
             ``scheduler`` and ``client``, and ``workers`` by address; each has ``host`` and ``packages``, by name.
         """
-        names = list(packages or ())
+        names = read("packages", packages or (), list, "a list of names")
         found = {
             "scheduler": self.run_on_scheduler(read_versions, names),
             "workers": self.run(read_versions, names),

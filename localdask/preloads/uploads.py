@@ -16,6 +16,7 @@ from importlib.machinery import ModuleSpec
 from typing import Any
 
 from localdask.errors import UsageError
+from localdask.parameters import FILE, read
 from localdask.preloads.loading import ShippedLoader
 from localdask.preloads.modules import refresh_finders
 from localdask.preloads.plugins import WorkerPlugin
@@ -50,7 +51,7 @@ class UploadFile(WorkerPlugin):
     """
 
     def __init__(self, filepath: str | os.PathLike[str], load: bool = True) -> None:
-        path = os.path.abspath(os.path.expanduser(os.fspath(filepath)))
+        path = os.path.abspath(os.path.expanduser(read("filepath", filepath, os.fspath, FILE)))
         self.filename = os.path.basename(path)
         self.name = f"upload_file-{self.filename}"
         self.load = load
@@ -126,7 +127,7 @@ class UploadDirectory(WorkerPlugin):
     ) -> None:
         if mode not in ("workers", "all"):
             raise UsageError(f"mode={mode!r}; it is 'workers' or 'all', and the scheduler sees the directory as it is")
-        source = os.path.abspath(os.path.expanduser(os.fspath(path)))
+        source = os.path.abspath(os.path.expanduser(read("path", path, os.fspath, "a folder's path")))
         if not os.path.isdir(source):
             raise UsageError(f"{source} is no directory; a single file goes by UploadFile")
         self.path = os.path.basename(source)

@@ -25,9 +25,9 @@ __all__ = ["children", "kill_orphans", "kill_session", "reap_orphans"]
 _IS_LINUX = sys.platform == "linux"
 #: How long killed processes may take to vanish before they are reported as left.
 _KILL_S = 2.0
-#: Pauses between looks at processes that are on their way out.
 #: How long a resource tracker may take to remove what the killed processes shared, and then to end by itself.
 _TRACKER_S = 0.5
+#: Pauses between looks at processes that are on their way out.
 _FIRST_PAUSE_S = 0.0005
 _LONGEST_PAUSE_S = 0.02
 #: So often nothing must be found, one look after the other, where others start processes all the time.

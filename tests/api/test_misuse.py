@@ -9,13 +9,16 @@ import pytest
 
 from localdask import (
     Client,
+    Future,
     LocalCluster,
     Lock,
     MultiLock,
     Queue,
     Semaphore,
+    UploadDirectory,
     annotate,
     as_completed,
+    config,
     fire_and_forget,
     performance_report,
     wait,
@@ -75,6 +78,17 @@ pytestmark = pytest.mark.shared
         (lambda client: client.cluster.restart(timeout="x"), UsageError, "timeout: 'x' is no duration"),
         (lambda client: client.cluster.wait_for_generation(1), UsageError, "this cluster has no preloads"),
         (lambda client: client.cluster.adapt(interval="x"), UsageError, "interval: 'x' is no duration"),
+        (lambda client: Future(["a"]), TypeError, "a key is a text, a number or bytes"),  # type: ignore[arg-type]
+        (lambda client: Client(client.cluster, name=3), UsageError, "name=3; it is a text"),  # type: ignore[arg-type]
+        (lambda client: client.submit(abs, -1).result(timeout=float("nan")), UsageError, "timeout: nan is no duration"),
+        (lambda client: client.get_versions(packages=3), UsageError, "packages=3; it is a list of names"),  # type: ignore[arg-type]
+        (lambda client: client.upload_file(3), UsageError, "filepath=3; it is a file's path"),
+        (lambda client: client.register_plugin(UploadDirectory(3)), UsageError, "path=3; it is a folder's path"),  # type: ignore[arg-type]
+        (lambda client: client.cluster.reload(3), UsageError, "path=3; it is a preload's path"),  # type: ignore[arg-type]
+        (lambda client: client.cluster.wait_for_generation(1, 3), UsageError, "path=3; it is a preload's path"),  # type: ignore[arg-type]
+        (lambda client: config.get(3), UsageError, "key=3; it is a name with dots"),  # type: ignore[arg-type]
+        (lambda client: client.get(3, "a"), UsageError, "dsk=3; it is a graph"),
+        (lambda client: client.map(abs, [1], batch_size="x"), UsageError, "batch_size='x'; it is a whole number"),  # type: ignore[call-overload]
     ],
 )
 def test_it_names_the_argument_and_the_mend(client: Client, call: Callable[[Client], Any], kind: type[Exception], text: str) -> None:
