@@ -18,9 +18,7 @@ __all__ = ["forget_exit_handlers", "run_exit_handlers"]
 def forget_exit_handlers() -> None:
     """Drop those that came with the fork: they are the parent's to run."""
     atexit._clear()
-    if (logging := sys.modules.get("logging")) is not None:
-        atexit.register(logging.shutdown)  # which it does once, when it is imported
-    # So does weakref, with the first finalizer; those that are there are the parent's too.
+    # weakref registers its own with the first finalizer; those that are there are the parent's too.
     finalize: Any = weakref.finalize
     finalize._registry.clear()
     finalize._registered_with_atexit = False
@@ -28,7 +26,7 @@ def forget_exit_handlers() -> None:
 
 def run_exit_handlers(who: str, limit_s: float, end: Callable[[], object]) -> None:
     """Run them, in this thread. When they take longer than ``limit_s`` seconds, say so and call ``end`` beside them."""
-    if not atexit._ncallbacks():
+    if not (atexit._ncallbacks() or _has_loggers()):
         return
 
     def give_up() -> None:
@@ -42,7 +40,14 @@ def run_exit_handlers(who: str, limit_s: float, end: Callable[[], object]) -> No
     timer.start()
     _terminate_processes()
     atexit._run_exitfuncs()
+    if _has_loggers():
+        sys.modules["logging"].shutdown()  # it registered that once, when it was imported, perhaps before the fork
     timer.cancel()
+
+
+def _has_loggers() -> bool:
+    """Whether somebody writes logs that may have to be flushed; one handler is logging's own."""
+    return len(getattr(sys.modules.get("logging"), "_handlerList", ())) > 1
 
 
 def _terminate_processes() -> None:
