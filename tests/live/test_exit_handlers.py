@@ -53,6 +53,21 @@ def test_a_temporary_folder_that_a_task_keeps_goes_with_its_worker(client: Clien
     assert not folder.exists()
 
 
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_logs_that_lie_in_a_buffer_are_written(tmp_path: Path, method: str) -> None:
+    def log(path: str) -> None:
+        import logging.handlers
+
+        kept = logging.handlers.MemoryHandler(1000, target=logging.FileHandler(path))
+        logging.getLogger("census").addHandler(kept)
+        logging.getLogger("census").warning("counted")
+
+    with LocalCluster(n_workers=1, threads_per_worker=1, start_method=method) as cluster, Client(cluster) as client:
+        client.submit(log, f"{tmp_path}/log").result()
+        assert (tmp_path / "log").read_text() == ""
+    assert (tmp_path / "log").read_text() == "counted\n"
+
+
 def test_a_process_that_a_task_started_is_not_waited_for(client: Client, capfd: pytest.CaptureFixture[str]) -> None:
     def start() -> int:
         import multiprocessing
