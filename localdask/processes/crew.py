@@ -322,3 +322,4 @@ class Crew:
         self._is_over = True
         for runner in self._runners:
             runner.board = private_board()
+            runner.is_forked = True

@@ -28,6 +28,7 @@ from localdask.processes.task_output import TaskOutput
 from localdask.system.codec import dumps_result, loads, loads_arguments, loads_buffers
 from localdask.system.mappings import Mappings
 from localdask.system.outcomes import dumps_error
+from localdask.system.process import end_as_raised
 
 __all__ = [
     "RUN_AGAIN",
@@ -219,6 +220,8 @@ class Runner:
         What its thread does now instead of tasks, if that is code of a user's.
     interrupt : InterruptTask or None
         What told that task to stop.
+    is_forked : bool
+        Whether its process is one that the task forked: it ends with the task.
     is_wanted : bool
         Whether its thread is to come back between two tasks, to do something else.
     finished_at : float
@@ -241,6 +244,7 @@ class Runner:
         "index",
         "inline_max",
         "interrupt",
+        "is_forked",
         "is_wanted",
         "lasted_s",
         "loop",
@@ -262,7 +266,7 @@ class Runner:
         self.has_seceded = False
         self.n_waits = 0
         self.interrupt: InterruptTask | None = None
-        self.is_wanted = False
+        self.is_forked = self.is_wanted = False
         self.finished_at = 0.0
         self.lasted_s = 0.0
         self.mappings = Mappings()
@@ -310,6 +314,8 @@ class Runner:
             self._stop(started)
             return TaskMissing(task.attempt, (gone.key,)), None
         except BaseException as error:  # SystemExit and KeyboardInterrupt too: a task ends itself, not its worker
+            if self.is_forked:
+                end_as_raised(error)
             self._stop(started)
             return self.erred(task, error), None
         finally:

@@ -33,6 +33,7 @@ from localdask.system.exits import forget_exit_handlers, run_exit_handlers
 __all__ = [
     "STACKS_SIGNAL",
     "close_other_descriptors",
+    "end_as_raised",
     "end_in_order",
     "end_process",
     "fork",
@@ -160,6 +161,18 @@ def end_process(code: int) -> NoReturn:
         _flush_output()
     finally:
         os._exit(code)
+
+
+def end_as_raised(error: BaseException) -> NoReturn:
+    """End as Python does when a program raises: by the code of SystemExit, else with a traceback on stderr and 1."""
+    code = 1
+    try:
+        if isinstance(error, SystemExit):
+            code = _exit_code(error)
+        else:
+            sys.excepthook(type(error), error, error.__traceback__)
+    finally:
+        end_process(code)
 
 
 def end_in_order(code: int, who: str, limit_s: float) -> NoReturn:

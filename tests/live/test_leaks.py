@@ -412,6 +412,23 @@ def test_a_task_that_forks_leaves_its_worker_whole(client: Client) -> None:
     assert {worker.life for worker in client.cluster.scheduler.workers.values()} == {1}
 
 
+@pytest.mark.parametrize("nthreads", [1, 2])
+def test_what_a_task_forked_ends_as_a_program_does(nthreads: int, capfd: pytest.CaptureFixture[str]) -> None:
+    def fork_in_task(error: BaseException | None) -> int:
+        child = os.fork()
+        if child:
+            return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if error is not None:
+            raise error
+        return 5
+
+    errors = [SystemExit(3), SystemExit("why"), ValueError("boom"), None]
+    with LocalCluster(n_workers=1, threads_per_worker=nthreads) as cluster, Client(cluster) as client:
+        assert [client.submit(fork_in_task, error, pure=False).result() for error in errors] == [3, 1, 1, 0]
+    told = capfd.readouterr().err
+    assert "why\n" in told and "ValueError: boom" in told
+
+
 def test_under_pythons_own_checks_a_program_ends_without_a_warning() -> None:
     code = "from localdask import Client\nwith Client(n_workers=1) as client:\n    print(client.submit(abs, -1).result())"
     environ = {**os.environ, "PYTHONDEVMODE": "1", "PYTHONWARNINGS": "error"}
