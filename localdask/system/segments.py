@@ -165,8 +165,11 @@ class SegmentFolder:
                 if error.errno not in _FULL:
                     raise
                 full = error
-            if folder == self.path and self._spare:
+            if folder == self.path and self._spare and full.errno != errno.EFBIG:
                 self._tell_once(f"{os.path.dirname(self.path)} is full; large data goes to {self._spare}, which is slower")
+        if full.errno == errno.EFBIG:
+            text = f"no file of {sum(lengths)} bytes may be written; raise the limit on files (`ulimit -f`)"
+            raise OSError(full.errno, text) from full
         text = f"no room for {sum(lengths)} bytes in {' or '.join(filter(None, folders))}"
         raise OSError(full.errno, f"{text}; free some space, or set TMPDIR to a larger disk") from full
 

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import mmap
 import os
+import resource
 import stat
 import subprocess
 import sys
@@ -289,6 +290,20 @@ def test_no_room_anywhere_is_told_with_the_mend_and_leaves_nothing(tmp_path: Pat
             folder.publish(b"h", [b"data"])
         assert caught.value.errno == errno.ENOSPC
         assert names(folder) == []
+
+
+def test_a_limit_on_files_is_not_told_as_a_lack_of_room(tmp_path: Path) -> None:
+    told: list[str] = []
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with SegmentFolder.create(tell=told.append, places=[str(tmp_path)]) as folder:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+        try:
+            with pytest.raises(OSError, match=r"no file of 20000 bytes may be written; raise the limit on files \(`ulimit -f`\)") as caught:
+                folder.publish(b"h", [b"x" * 20_000])
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert caught.value.errno == errno.EFBIG
+        assert names(folder) == [] == told
 
 
 def test_an_error_that_is_not_lack_of_room_is_not_hidden(folder: SegmentFolder) -> None:
