@@ -39,23 +39,28 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 def serve(plan: Plan, pid_path: str | None) -> int:
     """Start a cluster, tell of it until somebody stops it, and return the exit code."""
     terminal = _Terminal()
-    with _pid_file(pid_path), _interruptible():
+    with _interruptible():  # first: who finds the pid file may signal at once
         try:
-            foreground = _Foreground(plan, sys.stderr)
+            with _pid_file(pid_path):
+                return _serve(plan, terminal)
         except KeyboardInterrupt:
-            return 0
-        try:
-            cluster = foreground.cluster
-            lines = banner(plan, cluster, foreground.ready_s, foreground.talker.coloured, foreground.is_detached) + foreground.troubles
-            _wait_for_stop(foreground, terminal, lines)
-        except KeyboardInterrupt:
-            pass  # it came between two steps, and means the same
-        return 0 if foreground.close() else EXIT_FORCED
+            return 0  # before there was a cluster
+
+
+def _serve(plan: Plan, terminal: _Terminal) -> int:
+    foreground = _Foreground(plan, sys.stderr)
+    try:
+        cluster = foreground.cluster
+        lines = banner(plan, cluster, foreground.ready_s, foreground.talker.coloured, foreground.is_detached) + foreground.troubles
+        _wait_for_stop(foreground, terminal, lines)
+    except KeyboardInterrupt:
+        pass  # it came between two steps, and means the same
+    return 0 if foreground.close() else EXIT_FORCED
 
 
 def run_on_cluster(plan: Plan, pid_path: str | None, run: Callable[[], int]) -> int:
     """Run a script with a client of a new cluster as the default, and return the script's exit code."""
-    with _pid_file(pid_path):
+    with _ended_by_signals(), _pid_file(pid_path):
         with _interruptible():
             foreground = _Foreground(plan, sys.stderr)
         code = EXIT_FORCED
@@ -63,9 +68,8 @@ def run_on_cluster(plan: Plan, pid_path: str | None, run: Callable[[], int]) -> 
         if foreground.cluster.scheduler_address.startswith("unix:"):  # else no other process can reach it
             os.environ["LOCALDASK_ADDRESS"] = foreground.cluster.scheduler_address
         try:
-            with _ended_by_signals():
-                Client(foreground.cluster)
-                code = run()
+            Client(foreground.cluster)
+            code = run()
         except KeyboardInterrupt:
             pass  # before the script began, or after it ended
         finally:
@@ -232,13 +236,16 @@ def _pid_file(path: str | None) -> Iterator[None]:
     if path is None:
         yield
         return
+    is_ours = False
     try:
-        with open(path, "w", encoding="ascii") as file:
-            file.write(f"{os.getpid()}\n")
-    except OSError as error:
-        raise UsageError(f"--pid-file {path} cannot be written: {error.strerror}; name a file in a folder of your own") from error
-    try:
+        try:
+            with open(path, "w", encoding="ascii") as file:
+                is_ours = True
+                file.write(f"{os.getpid()}\n")
+        except OSError as error:
+            raise UsageError(f"--pid-file {path} cannot be written: {error.strerror}; name a file in a folder of your own") from error
         yield
     finally:
-        with contextlib.suppress(OSError):
-            os.unlink(path)
+        if is_ours:
+            with contextlib.suppress(OSError):
+                os.unlink(path)

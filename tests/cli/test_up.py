@@ -271,6 +271,29 @@ def test_nobody_reading_its_talk_stops_neither_its_start_nor_its_end(folder: Pat
         assert up.read().count("w0 │ x") > 100
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="elsewhere nobody tells which signals a process handles")
+@pytest.mark.parametrize(("words", "code"), [(["up", "-n", "1"], 0), (["run", "-n", "1"], 128 + signal.SIGTERM)])
+def test_whoever_finds_the_pid_file_may_ask_for_the_end_at_once(words: list[str], code: int, folder: Path) -> None:
+    os.mkfifo(folder / "pid")  # it is opened when somebody reads it, which nobody does
+    (folder / "script.py").write_text("")
+    script = ["script.py"] if words[0] == "run" else []
+    command = [sys.executable, "-m", "localdask", *words, "--pid-file", "pid", *script]
+    process = subprocess.Popen(command, cwd=folder, env=environment())
+
+    def is_heeding() -> bool:
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        handled = int(status.partition("SigCgt:")[2].split()[0], 16)
+        return bool(handled >> (signal.SIGTERM - 1) & 1)
+
+    try:
+        wait_until(is_heeding)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == code
+    finally:
+        process.kill()
+        process.wait()
+
+
 def test_it_starts_and_ends_where_every_standard_stream_is_closed(folder: Path) -> None:
     command = [sys.executable, "-m", "localdask", "up", "-n", "1", "--preload", "setup.py", "--pid-file", "up.pid"]
     up = subprocess.Popen(["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *command], cwd=folder, env=environment())
