@@ -7,7 +7,10 @@ objects of a user's go as the bytes of their pickle.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import math
+import time
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -17,6 +20,7 @@ from localdask.api.links import Link
 from localdask.errors import ClosedClientError
 from localdask.messages import Answered, Ask, Told, Withdraw
 from localdask.system import outcomes
+from localdask.system.shield import LOOK_UP_S
 
 #: The words that this room is for.
 ANSWER_WORDS = frozenset({Answered, Told})
@@ -48,12 +52,12 @@ class Answer:
 
     def wait(self, timeout_s: float | None) -> bool:
         """Wait for the answer; return whether it came."""
-        try:
-            self._came.get(timeout=timeout_s)
-        except Empty:
-            return self.word is not None
-        self._came.put(None)  # for who else waits
-        return True
+        deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        while self.word is None and (left_s := deadline - time.monotonic()) > 0:
+            with contextlib.suppress(Empty):
+                self._came.get(timeout=min(left_s, LOOK_UP_S))
+                self._came.put(None)  # for who else waits
+        return self.word is not None
 
     async def wait_soon(self, link: Link) -> None:
         """Wait for the answer in a coroutine of any loop."""

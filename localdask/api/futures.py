@@ -8,7 +8,9 @@ client releases the key. Lives in the process that submitted, and in tasks that 
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
+import time
 from collections.abc import Callable, Generator
 from types import TracebackType
 from typing import Any, ClassVar, Generic, TypeVar
@@ -19,6 +21,7 @@ from localdask.preloads.standins import real_distributed
 from localdask.sizing import SECONDS, parse_duration
 from localdask.system import codec
 from localdask.system.keys import check_key
+from localdask.system.shield import LOOK_UP_S
 
 R = TypeVar("R")
 
@@ -131,7 +134,13 @@ class Waiter:
 
     def wait(self, timeout: float | None) -> bool:
         """Wait until it is done; return whether it was in time."""
-        return self.lock.acquire(timeout=-1 if timeout is None else min(max(timeout, 0), threading.TIMEOUT_MAX))
+        if self.lock.acquire(blocking=False):
+            return True
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        while not self.lock.acquire(timeout=min(max(deadline - time.monotonic(), 0), LOOK_UP_S)):
+            if time.monotonic() >= deadline:
+                return False
+        return True
 
 
 class LoopWaiter:

@@ -16,6 +16,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from localdask.api.control import run_coroutine
+from localdask.messages.wire import check_plain
 from localdask.parameters import check_function, read
 
 __all__ = ["Listening"]
@@ -59,6 +60,7 @@ class Listening:
     def log_event(self, topic: str | list[str], msg: Any) -> None:
         """Tell all who listen to a topic, or to several, of a message of plain data; scheduler plugins, too."""
         topics = [topic] if isinstance(topic, str) else read("topic", topic, list, "a text, or a list of texts")
+        check_plain("the message of an event", msg)
         self._ask("log_event", topics, msg)
 
     def get_events(self, topic: str | None = None) -> Any:

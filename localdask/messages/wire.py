@@ -14,7 +14,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from localdask.errors import ProtocolError
 
-__all__ = ["Payload", "from_wire", "message", "pack", "register", "to_wire", "unpack"]
+__all__ = ["Payload", "check_plain", "from_wire", "message", "pack", "register", "to_wire", "unpack"]
 
 #: A value as it travels: its pickle, or a segment ``(path, header, lengths of the buffers)``.
 Payload: TypeAlias = "bytes | tuple[str, bytes, tuple[int, ...]]"
@@ -68,6 +68,15 @@ class _PlainUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         raise ProtocolError(f"a frame named {module}.{name}, and frames carry plain data only")
+
+
+def check_plain(what: str, value: Any) -> None:
+    """Raise ``TypeError`` for what no frame carries, and would end the connection."""
+    try:
+        _PlainUnpickler(io.BytesIO(pickle.dumps(value, 5))).load()
+    except Exception:
+        known = "numbers, texts, bytes, and lists, tuples, sets and dicts of them"
+        raise TypeError(f"{what} is plain data ({known}), and {value!r:.80} is not") from None
 
 
 def unpack(frame: bytes | bytearray | memoryview) -> list[Any]:

@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 
+from localdask.system.shield import LOOK_UP_S
+
 __all__ = ["Changes"]
 
 
@@ -32,7 +34,7 @@ class Changes:
                 if (remaining is not None and remaining <= 0) or self.is_over:
                     return condition()
                 with contextlib.suppress(Empty):
-                    news.get(timeout=remaining)
+                    news.get(timeout=LOOK_UP_S if remaining is None else min(remaining, LOOK_UP_S))
         finally:
             self._waiting.pop(id(news), None)
         return True

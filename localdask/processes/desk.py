@@ -36,6 +36,7 @@ from localdask.messages import (
     from_wire,
     to_wire,
 )
+from localdask.messages.wire import check_plain
 from localdask.processes.ears import Ear
 from localdask.processes.intake import Intake, Spilled
 from localdask.processes.moves import Moves
@@ -271,6 +272,8 @@ class Desk:
 
     def post(self, word: FromClient | WorkerTold) -> None:
         """Send a client's words, or news, now, or have it done. From anywhere."""
+        if type(word) is WorkerTold:
+            check_plain("the message of an event", word.data)
         self._posts.append(word)
         if self._lock.acquire(blocking=False):
             try:

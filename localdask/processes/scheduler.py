@@ -12,6 +12,7 @@ starts or ends a process.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -355,7 +356,8 @@ class Scheduler:
             self._quiet(link)
             self.on_event("protocol-error", worker=link.name, detail=str(error))
             if link.pid != os.getpid():  # a worker in a thread is this process
-                os.kill(link.pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):  # it is gone already
+                    os.kill(link.pid, signal.SIGKILL)
             return
         if not messages:
             return

@@ -15,6 +15,10 @@ import threading
 from collections.abc import Callable
 from types import FrameType, TracebackType
 
+#: How long a thread waits at most before it looks up, in seconds. Python hears of an interrupt before a wait and within it, and of
+#: one that comes right between the two when the wait is over.
+LOOK_UP_S = 1.0
+
 _MAIN = threading.main_thread().ident
 _default_handler = signal.default_int_handler
 _get_ident = threading.get_ident

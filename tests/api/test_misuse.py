@@ -20,6 +20,7 @@ from localdask import (
     as_completed,
     config,
     fire_and_forget,
+    get_worker,
     performance_report,
     wait,
 )
@@ -78,6 +79,12 @@ pytestmark = pytest.mark.shared
         (lambda client: client.cluster.restart(timeout="x"), UsageError, "timeout: 'x' is no duration"),
         (lambda client: client.cluster.wait_for_generation(1), UsageError, "this cluster has no preloads"),
         (lambda client: client.cluster.adapt(interval="x"), UsageError, "interval: 'x' is no duration"),
+        (lambda client: client.log_event("a", object()), TypeError, "the message of an event is plain data"),
+        (
+            lambda client: client.submit(lambda: get_worker().log_event("a", object())).result(),
+            TypeError,
+            "the message of an event is plain data",
+        ),
         (lambda client: Future(["a"]), TypeError, "a key is a text, a number or bytes"),  # type: ignore[arg-type]
         (lambda client: Client(client.cluster, name=3), UsageError, "name=3; it is a text"),  # type: ignore[arg-type]
         (lambda client: client.submit(abs, -1).result(timeout=float("nan")), UsageError, "timeout: nan is no duration"),

@@ -63,6 +63,33 @@ def test_who_waits_is_told_and_the_cluster_goes_on(name: str, tmp_path: Path) ->
     assert "then 42" in script.text and "Traceback" not in script.text
 
 
+UNHEARD = (
+    BEGIN
+    + """\
+import signal, threading
+
+def press():  # the kernel gives it to another thread, so that nothing wakes the one that Python tells
+    time.sleep(0.3)
+    signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+
+with LocalCluster(n_workers=2, threads_per_worker=1) as cluster, Client(cluster) as client:
+    threading.Thread(target=press).start()
+    try:
+        {wait}
+    except KeyboardInterrupt:
+        say("interrupted")
+    client.restart()
+"""
+)
+
+
+@pytest.mark.parametrize("name", ["run", "wait_for_workers"])
+def test_ctrl_c_that_wakes_nobody_is_heard_all_the_same(name: str, tmp_path: Path) -> None:
+    with running(UNHEARD.replace("{wait}", WAITS[name]), folder=tmp_path) as script:
+        script.wait_for("interrupted")
+        assert script.end() == 0, script.text
+
+
 def sleeps(pid: int) -> bool:
     """Whether a process waits, as far as can be seen from outside."""
     import psutil
