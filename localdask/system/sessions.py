@@ -114,23 +114,27 @@ def _kill_all(find: Callable[[], list[_Sighting]], is_still: Callable[[_Sighting
     pause_s = _FIRST_PAUSE_S
     n_empty = 0
     newest = _newest_pid()
+    found = find()
+    # Looked for once: while each is asked what it is, what forks all the time gets away.
+    trackers = {sighting.pid for sighting in found if _is_tracker(sighting.pid)}
     while True:
-        found = find()
         if not found:
             n_empty += 1
             before, newest = newest, _newest_pid()
             if n_empty >= (2 if newest == before else _EMPTY_LOOKS):
                 return []
+            found = find()
             continue
         n_empty = 0
         if time.monotonic() > deadline:
             return [sighting.pid for sighting in found]
         is_early = time.monotonic() < started + _TRACKER_S
         for sighting in found:
-            if not (is_early and _is_tracker(sighting.pid)):
+            if not (is_early and sighting.pid in trackers):
                 _kill_if(sighting, is_still)
         time.sleep(pause_s)
         pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+        found = find()
 
 
 def _is_tracker(pid: int) -> bool:
